@@ -1,0 +1,152 @@
+// Package event holds the billing events that Billhook derives: their identity,
+// their types and the JSON document that handlers receive.
+//
+// It promises that an event, once made, is immutable, and that its ID depends
+// only on where the transaction stands in the source's log, so that deriving
+// the same transaction again gives the same IDs.
+//
+// It does not decide when an event happens (package billing) nor who is told
+// (package dispatch).
+package event
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/billhook/billhook/internal/wal"
+)
+
+// ID names an event for ever: the timeline and commit LSN of its transaction and
+// its ordinal among the events of that transaction, from 1. A change LSN alone
+// would not do: all rows of one COPY share one.
+type ID struct {
+	Timeline  uint32
+	CommitLSN wal.LSN
+	Ordinal   uint32
+}
+
+// ParseID reads the text form, "1-16/B374D848-3".
+func ParseID(s string) (ID, error) {
+	bad := func() (ID, error) {
+		return ID{}, fmt.Errorf("parse event id %q: want timeline-lsn-ordinal as in 1-16/B374D848-3", s)
+	}
+	parts := strings.Split(s, "-")
+	if len(parts) != 3 {
+		return bad()
+	}
+	tl, err := strconv.ParseUint(parts[0], 10, 32)
+	if err != nil {
+		return bad()
+	}
+	lsn, err := wal.ParseLSN(parts[1])
+	if err != nil {
+		return bad()
+	}
+	n, err := strconv.ParseUint(parts[2], 10, 32)
+	if err != nil {
+		return bad()
+	}
+	return ID{Timeline: uint32(tl), CommitLSN: lsn, Ordinal: uint32(n)}, nil
+}
+
+// String returns the text form, "1-16/B374D848-3".
+func (id ID) String() string { return string(id.AppendText(nil)) }
+
+// AppendText appends the text form to b.
+func (id ID) AppendText(b []byte) []byte {
+	b = strconv.AppendUint(b, uint64(id.Timeline), 10)
+	b = append(b, '-')
+	b = id.CommitLSN.AppendText(b)
+	b = append(b, '-')
+	return strconv.AppendUint(b, uint64(id.Ordinal), 10)
+}
+
+// IsZero reports whether id names no event.
+func (id ID) IsZero() bool { return id == ID{} }
+
+// Compare orders IDs of one source by timeline, commit LSN and ordinal, which is
+// commit order.
+func (id ID) Compare(o ID) int {
+	switch {
+	case id.Timeline != o.Timeline:
+		return cmp(uint64(id.Timeline), uint64(o.Timeline))
+	case id.CommitLSN != o.CommitLSN:
+		return id.CommitLSN.Compare(o.CommitLSN)
+	}
+	return cmp(uint64(id.Ordinal), uint64(o.Ordinal))
+}
+
+func cmp(a, b uint64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// Type is an event type, such as "clients.balance_zero".
+type Type string
+
+// Event is one billing fact derived from a committed transaction.
+type Event struct {
+	ID     ID
+	Type   Type
+	Entity string // "clients", "accounts", "packages"
+	// Object is the key of the row the event is about, as text: "4711", a uuid,
+	// or for a composite key its parts joined by ",".
+	Object string
+	// Lane is the ordering key: the client's key, or for an entity without a
+	// client "entity:key".
+	Lane       string
+	XID        uint32
+	CommitTime time.Time
+	Source     string
+
+	// ObjectJSON is Object as it stands in payloads: a bare number when the key
+	// column is an integer, else a string.
+	ObjectJSON json.RawMessage
+	// Data is a JSON object: the row as now known, without excluded columns and
+	// with masked ones as "***".
+	Data json.RawMessage
+	// Changed is a JSON object: column to {"old":...,"new":...}; a side that is
+	// not known is absent. It is nil for events without changed columns.
+	Changed json.RawMessage
+}
+
+// AppendPayload appends the "billhook" payload: a JSON object of event, data and
+// changed, without a trailing newline. The same event always gives the same bytes.
+func (e *Event) AppendPayload(b []byte) []byte {
+	b = append(b, `{"event":{"dt":"`...)
+	b = e.CommitTime.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000-07:00")
+	b = append(b, `","events_id":`...)
+	b = AppendJSONString(b, string(e.Type))
+	b = append(b, `,"object_id":`...)
+	b = appendRaw(b, e.ObjectJSON, "null")
+	b = append(b, `,"id":"`...)
+	b = e.ID.AppendText(b)
+	b = append(b, `","lane":`...)
+	b = AppendJSONString(b, e.Lane)
+	b = append(b, `,"lsn":"`...)
+	b = e.ID.CommitLSN.AppendText(b)
+	b = append(b, `","xid":`...)
+	b = strconv.AppendUint(b, uint64(e.XID), 10)
+	b = append(b, `,"source":`...)
+	b = AppendJSONString(b, e.Source)
+	b = append(b, `},"data":`...)
+	b = appendRaw(b, e.Data, "{}")
+	b = append(b, `,"changed":`...)
+	b = appendRaw(b, e.Changed, "{}")
+	return append(b, '}')
+}
+
+func appendRaw(b []byte, raw json.RawMessage, empty string) []byte {
+	if len(raw) == 0 {
+		return append(b, empty...)
+	}
+	return append(b, raw...)
+}
