@@ -1,0 +1,148 @@
+package expr
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+func dec(t *testing.T, s string) any {
+	t.Helper()
+	d, ok := Decimal(s)
+	if !ok {
+		t.Fatalf("Decimal(%q): not a number", s)
+	}
+	return d
+}
+
+func TestRow(t *testing.T) {
+	row := Row{
+		Old:     map[string]any{"companies_id": int64(1), "status": "active", "balance": dec(t, "10.00"), "note": nil},
+		New:     map[string]any{"companies_id": int64(2), "status": "active", "balance": dec(t, "0.30"), "credit": dec(t, "0.10"), "note": nil},
+		Changed: []string{"companies_id", "balance"},
+		Op:      "update",
+		TX:      map[string]any{"xid": int64(7)},
+	}
+	tests := []struct {
+		text string
+		want bool
+		err  string
+	}{
+		{`old.companies_id != new.companies_id`, true, ""},
+		{`old.status != new.status`, false, ""},
+		{`new.balance < 1`, true, ""},
+		{`new.balance < 0.3`, false, ""},
+		{`new.balance == decimal("0.3")`, true, ""},
+		{`new.balance + new.credit == decimal("0.4")`, true, ""},
+		{`old.balance - new.balance > decimal("9.69")`, true, ""},
+		{`"balance" in changed && op == "update"`, true, ""},
+		{`new.companies_id in [1, 2, 3]`, true, ""},
+		{`new.note == null`, true, ""},
+		{`has(old.credit)`, false, ""},
+		{`old.credit == decimal("1")`, false, "no such key: credit"},
+		{`tx.xid == 7`, true, ""},
+		{`new.status < 1`, false, "no such overload"},
+	}
+	for _, tt := range tests {
+		c, err := CompileRow(tt.text)
+		if err != nil {
+			t.Errorf("%s: %v", tt.text, err)
+			continue
+		}
+		got, err := c.Row(row)
+		if tt.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%s: error %v, want one with %q", tt.text, err, tt.err)
+			}
+			continue
+		}
+		if err != nil || got != tt.want {
+			t.Errorf("%s = %v, %v; want %v", tt.text, got, err, tt.want)
+		}
+	}
+}
+
+func TestCompileErrors(t *testing.T) {
+	tests := []struct {
+		text         string
+		line, column int
+		want         string
+	}{
+		{`old.a ==`, 1, 9, "Syntax error"},
+		{`olde.a == 1`, 1, 1, "undeclared reference to 'olde'"},
+		{"op == 'update' &&\n  op + 1 == 2", 2, 6, "no matching overload"},
+		{`"text"`, 1, 1, "want true or false"},
+		{``, 1, 1, "Syntax error"},
+	}
+	for _, tt := range tests {
+		_, err := CompileRow(tt.text)
+		if err == nil {
+			t.Errorf("%q: no error", tt.text)
+			continue
+		}
+		line, column, ok := Pos(err)
+		if !ok || line != tt.line || column != tt.column || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q: %d:%d %v; want %d:%d %s", tt.text, line, column, err, tt.line, tt.column, tt.want)
+		}
+	}
+}
+
+func TestEvent(t *testing.T) {
+	payload := `{"event":{"events_id":"clients.update","object_id":4711},"data":{"currency":"USD","balance":"-0.500000","tags":["a"],"rate":1.5},"changed":{"name":{"old":"a","new":"b"}}}`
+	var doc struct{ Event, Data, Changed map[string]any }
+	d := json.NewDecoder(strings.NewReader(payload))
+	d.UseNumber()
+	if err := d.Decode(&doc); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]bool{
+		`data.currency == "USD"`:                       true,
+		`event.object_id == 4711`:                      true,
+		`decimal(data.balance) < 0`:                    true,
+		`data.rate > 1`:                                true,
+		`"a" in data.tags`:                             true,
+		`"name" in changed && changed.name.old == "a"`: true,
+		`event.events_id.startsWith("clients.p")`:      false,
+	} {
+		c, err := CompileEvent(text)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if got, err := c.Event(doc.Event, doc.Data, doc.Changed); err != nil || got != want {
+			t.Errorf("%s = %v, %v; want %v", text, got, err, want)
+		}
+	}
+}
+
+func TestColumns(t *testing.T) {
+	c, err := CompileRow(`old.a != new["b"] && changed.exists(x, x == "c") && has(old.d)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names, all := c.Columns("old"); all || strings.Join(names, " ") != "a d" {
+		t.Errorf("old: %v, all %v", names, all)
+	}
+	if names, all := c.Columns("new"); all || strings.Join(names, " ") != "b" {
+		t.Errorf("new: %v, all %v", names, all)
+	}
+	if _, all := c.Columns("changed"); !all {
+		t.Error("changed: want all")
+	}
+	if names, all := c.Columns("tx"); all || names != nil {
+		t.Errorf("tx: %v, all %v", names, all)
+	}
+}
+
+func FuzzCompile(f *testing.F) {
+	f.Add(`old.a != new.b`)
+	f.Add(`changed.exists(c, c == "x")`)
+	f.Add(`decimal("1") / 0 == 1`)
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := CompileRow(text)
+		if err != nil {
+			return
+		}
+		_, _ = c.Row(Row{Old: map[string]any{}, New: map[string]any{"a": int64(1)}})
+	})
+}
