@@ -116,6 +116,9 @@ type Event struct {
 	// Changed is a JSON object: column to {"old":...,"new":...}; a side that is
 	// not known is absent. It is nil for events without changed columns.
 	Changed json.RawMessage
+	// Unchanged names the columns that Data lacks because the statement did not
+	// touch them and the source therefore did not send them (large values).
+	Unchanged []string
 }
 
 // AppendPayload appends the "billhook" payload: a JSON object of event, data and
@@ -141,6 +144,16 @@ func (e *Event) AppendPayload(b []byte) []byte {
 	b = appendRaw(b, e.Data, "{}")
 	b = append(b, `,"changed":`...)
 	b = appendRaw(b, e.Changed, "{}")
+	if len(e.Unchanged) > 0 {
+		b = append(b, `,"unchanged":[`...)
+		for i, name := range e.Unchanged {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = AppendJSONString(b, name)
+		}
+		b = append(b, ']')
+	}
 	return append(b, '}')
 }
 

@@ -1,0 +1,406 @@
+package billing
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/expr"
+	"github.com/billhook/billhook/internal/wal"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// memoryMap is a Memory in a map.
+type memoryMap map[string][]byte
+
+func (m memoryMap) Memory(key []byte) ([]byte, bool, error) {
+	v, ok := m[string(key)]
+	return v, ok, nil
+}
+func (m memoryMap) SetMemory(key, value []byte) { m[string(key)] = bytes.Clone(value) }
+func (m memoryMap) DeleteMemory(key []byte)     { delete(m, string(key)) }
+
+// oids of the types the cases use.
+var oids = map[string]uint32{
+	"int": 20, "text": 25, "numeric": 1700, "bool": 16, "jsonb": 3802, "timestamptz": 1184,
+	"text[]": 1009, "int[]": 1007, "float": 701, "uuid": 2950, "enum": 16999, "date": 1082,
+}
+
+// script plays the statements of a case as the server would send them, with the
+// chosen replica identity for every table.
+type script struct {
+	t        *testing.T
+	identity wal.Identity
+	d        *Deriver
+	mem      Memory
+	rels     map[string]*wal.Relation
+	primary  map[string]bool // "table.column" of primary keys
+	rows     map[string]map[string]wal.Tuple // table -> key -> row
+	saved    map[string]map[string]wal.Tuple
+	lsn      wal.LSN
+	out      strings.Builder
+	events   []told
+}
+
+func value(s string) wal.Value {
+	switch s {
+	case "null":
+		return wal.Value{Kind: wal.Null}
+	case "~":
+		return wal.Value{Kind: wal.Unchanged}
+	}
+	return wal.Value{Kind: wal.Text, Text: []byte(strings.NewReplacer("_", " ", `\n`, "\n").Replace(s))}
+}
+
+// table reads "public.clients id:int* name:text": * marks the primary key, + the
+// columns of the index identity.
+func (s *script) table(line string) {
+	f := strings.Fields(line)
+	schema, name, _ := strings.Cut(f[0], ".")
+	rel := &wal.Relation{ID: uint32(len(s.rels) + 1), Schema: schema, Name: name, Identity: s.identity}
+	for _, c := range f[1:] {
+		col, typ, _ := strings.Cut(c, ":")
+		pk := strings.HasSuffix(typ, "*")
+		typ = strings.TrimSuffix(typ, "*")
+		oid, ok := oids[typ]
+		if !ok {
+			s.t.Fatalf("no type %q", typ)
+		}
+		s.primary[name+"."+col] = pk
+		rel.Columns = append(rel.Columns, wal.Column{Name: col, Type: oid, Modifier: -1, Key: pk || s.identity == wal.IdentityFull})
+	}
+	s.rels[name] = rel
+	if s.rows[name] == nil {
+		s.rows[name] = map[string]wal.Tuple{}
+	}
+}
+
+func (s *script) key(rel *wal.Relation, tuple wal.Tuple) string {
+	var parts []string
+	for i, c := range rel.Columns {
+		if s.primary[rel.Name+"."+c.Name] {
+			parts = append(parts, string(tuple[i].Text))
+		}
+	}
+	return strings.Join(parts, ",")
+}
+
+func (s *script) set(rel *wal.Relation, tuple wal.Tuple, assignments []string) {
+	for _, a := range assignments {
+		col, v, ok := strings.Cut(a, "=")
+		i := slices.IndexFunc(rel.Columns, func(c wal.Column) bool { return c.Name == col })
+		if !ok || i < 0 {
+			s.t.Fatalf("bad assignment %q to %s", a, rel.Name)
+		}
+		tuple[i] = value(v)
+	}
+}
+
+// old is the old tuple that the identity sends.
+func (s *script) old(rel *wal.Relation, row wal.Tuple, keyChanged, deleted bool) (wal.Tuple, wal.OldKind) {
+	if s.identity == wal.IdentityFull {
+		return row, wal.OldFull
+	}
+	if !keyChanged && !deleted {
+		return nil, wal.OldNone
+	}
+	out := make(wal.Tuple, len(row))
+	for i, c := range rel.Columns {
+		if c.Key {
+			out[i] = row[i]
+		}
+	}
+	return out, wal.OldKey
+}
+
+func (s *script) line(line string) {
+	t := s.t
+	verb, rest, _ := strings.Cut(line, " ")
+	switch verb {
+	case "begin":
+		s.lsn += 0x100
+		s.d.Begin(1, wal.Begin{CommitLSN: s.lsn, XID: uint32(s.lsn / 0x100), CommitTime: time.Date(2026, 11, 23, 10, 15, 0, 123456000, time.UTC)})
+		return
+	case "commit":
+		if err := s.d.Commit(s.mem, s.emit); err != nil {
+			t.Fatalf("commit: %v", err)
+		}
+		return
+	case "table":
+		s.table(rest)
+		return
+	case "fill":
+		rel := s.rels[rest]
+		for _, row := range s.rows[rest] {
+			if err := s.d.Fill(rel, row, s.mem); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return
+	case "silently": // rows that were there before Billhook
+		f := strings.Fields(rest)
+		rel := s.rels[f[0]]
+		row := make(wal.Tuple, len(rel.Columns))
+		for i := range row {
+			row[i] = wal.Value{Kind: wal.Null}
+		}
+		s.set(rel, row, f[1:])
+		s.rows[f[0]][s.key(rel, row)] = row
+		return
+	}
+	if !slices.Contains([]string{"insert", "update", "delete"}, verb) {
+		t.Fatalf("no statement %q", line)
+	}
+	f := strings.Fields(rest)
+	rel := s.rels[f[0]]
+	if rel == nil {
+		t.Fatalf("no table in %q", line)
+	}
+	switch verb {
+	case "insert":
+		row := make(wal.Tuple, len(rel.Columns))
+		for i := range row {
+			row[i] = wal.Value{Kind: wal.Null}
+		}
+		s.set(rel, row, f[1:])
+		s.rows[f[0]][s.key(rel, row)] = row
+		s.d.Change(&wal.Change{Op: wal.Insert, Relation: rel, New: row})
+	case "update":
+		was, ok := s.rows[f[0]][f[1]]
+		if !ok {
+			t.Fatalf("no row %q in %q", f[1], line)
+		}
+		sent := slices.Clone(was)
+		s.set(rel, sent, f[2:])
+		row := slices.Clone(sent)
+		for i := range row {
+			if row[i].Kind == wal.Unchanged {
+				row[i] = was[i]
+			}
+		}
+		delete(s.rows[f[0]], f[1])
+		key := s.key(rel, row)
+		s.rows[f[0]][key] = row
+		c := &wal.Change{Op: wal.Update, Relation: rel, New: sent}
+		c.Old, c.OldKind = s.old(rel, was, key != f[1], false)
+		s.d.Change(c)
+	case "delete":
+		was, ok := s.rows[f[0]][f[1]]
+		if !ok {
+			t.Fatalf("no row %q in %q", f[1], line)
+		}
+		delete(s.rows[f[0]], f[1])
+		c := &wal.Change{Op: wal.Delete, Relation: rel}
+		c.Old, c.OldKind = s.old(rel, was, false, true)
+		s.d.Change(c)
+	}
+}
+
+// told is an event as a receiver sees it.
+type told struct {
+	Event struct {
+		ID     string `json:"id"`
+		Type   string `json:"events_id"`
+		Object any    `json:"object_id"`
+		Lane   string `json:"lane"`
+	}
+	Data      map[string]any
+	Changed   map[string]map[string]any
+	Unchanged []string
+}
+
+// differs reports how two events of one transaction under two identities differ,
+// apart from what only one of them can know: old values, and values that did not
+// come.
+func (a told) differs(b told) string {
+	if a.Event != b.Event {
+		return fmt.Sprintf("%v, not %v", b.Event, a.Event)
+	}
+	for col, v := range a.Data {
+		if w, ok := b.Data[col]; ok && fmt.Sprint(v) != fmt.Sprint(w) {
+			return fmt.Sprintf("%s: data.%s is %v, not %v", a.Event.ID, col, w, v)
+		}
+	}
+	if len(a.Changed) != len(b.Changed) {
+		return fmt.Sprintf("%s: changed is %v, not %v", a.Event.ID, b.Changed, a.Changed)
+	}
+	for col, v := range a.Changed {
+		w, ok := b.Changed[col]
+		if !ok || fmt.Sprint(v["new"]) != fmt.Sprint(w["new"]) {
+			return fmt.Sprintf("%s: changed.%s is %v, not %v", a.Event.ID, col, w, v)
+		}
+	}
+	return ""
+}
+
+func (s *script) emit(e *event.Event) error {
+	var seen told
+	if err := json.Unmarshal(e.AppendPayload(nil), &seen); err != nil {
+		s.t.Errorf("payload is not JSON: %v: %s", err, e.AppendPayload(nil))
+	}
+	s.events = append(s.events, seen)
+	fmt.Fprintf(&s.out, "%s %s object=%s lane=%s\n", e.ID, e.Type, e.ObjectJSON, e.Lane)
+	fmt.Fprintf(&s.out, "\tdata    %s\n", e.Data)
+	if string(e.Changed) != "{}" {
+		fmt.Fprintf(&s.out, "\tchanged %s\n", e.Changed)
+	}
+	if len(e.Unchanged) > 0 {
+		fmt.Fprintf(&s.out, "\tunchanged %s\n", strings.Join(e.Unchanged, " "))
+	}
+	return nil
+}
+
+func mustCondition(t *testing.T, text string) *expr.Condition {
+	t.Helper()
+	c, err := expr.CompileRow(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func mustDecimal(t *testing.T, text string) Decimal {
+	t.Helper()
+	d, err := ParseDecimal(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// mappings are the mappings that cases name in their first comment line.
+func mappings(t *testing.T) map[string]Mapping {
+	public := func(name string) Table { return Table{"public", name} }
+	side := public("clients_balances")
+	fields := public("clients_custom_fields")
+	accounts := Entity{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: "clients_id", Mask: []string{"password"}, Ignore: []string{"m_dt"}}
+	packages := Entity{
+		Name: Packages, Table: public("clients_packages"), Key: []string{"id"}, Client: "clients_id",
+		Activate:   &Predicate{Column: "condition", Values: []string{"activated"}},
+		Deactivate: &Predicate{Column: "condition", Values: []string{"deactivated"}},
+		Renew:      &Move{Column: "period_start_dt"},
+		Close:      &Predicate{Column: "status", Values: []string{"archive"}},
+	}
+	return map[string]Mapping{
+		"side": {Source: "billing", Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"}, Ignore: []string{"m_dt"}, Mask: []string{"tax_id"}, Exclude: []string{"notes"},
+				Archive:      &Predicate{Column: "status", Values: []string{"archive"}},
+				Balance:      &Balance{Table: &side, Key: []string{"clients_id"}, Column: "balance"},
+				CustomFields: &CustomFields{Table: &fields, Client: "clients_id", Name: "field_key", Value: "value"},
+			},
+			accounts, packages,
+		}},
+		"single": {Source: "billing", Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"}, Ignore: []string{"m_dt"}, Mask: []string{"tax_id"}, Exclude: []string{"notes"},
+				Archive:      &Predicate{Column: "deleted_at", Set: true},
+				Balance:      &Balance{Column: "balance"},
+				CustomFields: &CustomFields{Columns: []string{"custom_fields"}},
+			},
+			accounts,
+		}, Rules: []Rule{
+			{Event: "clients.low_balance", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Column: "balance", Value: mustDecimal(t, "10"), Below: true, OnCreate: true}},
+			{Event: "clients.moved", Entity: Clients, On: OnUpdate, When: mustCondition(t, "old.companies_id != new.companies_id")},
+		}},
+		"composite": {Source: "billing", Entities: []Entity{
+			{Name: Clients, Table: public("clients"), Key: []string{"tenant", "code"}, Balance: &Balance{Column: "balance", OnCreate: true}},
+		}},
+	}
+}
+
+// TestCases plays every case in testdata under each replica identity. The events
+// must be the same under all; only the old values that a payload can show differ,
+// and the golden text has those of the default identity.
+func TestCases(t *testing.T) {
+	files, err := filepath.Glob("../../testdata/billing/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ar := txtar.Parse(b)
+			var steps, want []byte
+			for _, f := range ar.Files {
+				switch f.Name {
+				case "steps":
+					steps = f.Data
+				case "events":
+					want = f.Data
+				}
+			}
+			name, _, _ := strings.Cut(strings.TrimPrefix(string(ar.Comment), "mapping: "), "\n")
+			name, only, _ := strings.Cut(name, " ")
+			mapping, ok := mappings(t)[name]
+			if !ok {
+				t.Fatalf("%s: no mapping %q", file, name)
+			}
+			play := func(identity wal.Identity) (string, []told) {
+				s := &script{t: t, identity: identity, mem: memoryMap{}, rels: map[string]*wal.Relation{}, primary: map[string]bool{}, rows: map[string]map[string]wal.Tuple{}}
+				d, err := New(mapping, Options{
+					Notice: func(n Notice) { fmt.Fprintf(&s.out, "notice: %s\n", n.Text) },
+					Broken: func(t event.Type, err error) { fmt.Fprintf(&s.out, "broken: %s: %v\n", t, err) },
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.d = d
+				for line := range strings.Lines(string(steps)) {
+					line = strings.TrimSpace(line)
+					if line == "" {
+						continue
+					}
+					if strings.HasPrefix(line, "#") {
+						fmt.Fprintln(&s.out, line)
+						continue
+					}
+					s.line(line)
+				}
+				return s.out.String(), s.events
+			}
+			got, events := play(wal.IdentityDefault)
+			if *update {
+				for i := range ar.Files {
+					if ar.Files[i].Name == "events" {
+						ar.Files[i].Data = []byte(got)
+					}
+				}
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			} else if got != string(want) {
+				t.Errorf("events under the default identity:\n%s\nwant:\n%s", got, want)
+			}
+			if only == "(default identity only)" {
+				return // FULL knows more here
+			}
+			for _, identity := range []wal.Identity{wal.IdentityFull, wal.IdentityIndex} {
+				text, others := play(identity)
+				if len(others) != len(events) {
+					t.Errorf("under identity %c %d events, not %d:\n%s", identity, len(others), len(events), text)
+					continue
+				}
+				for i := range events {
+					if diff := events[i].differs(others[i]); diff != "" {
+						t.Errorf("under identity %c: %s", identity, diff)
+					}
+				}
+			}
+		})
+	}
+}

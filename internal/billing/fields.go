@@ -1,0 +1,208 @@
+package billing
+
+import (
+	"slices"
+
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/wal"
+)
+
+// group returns the custom field rows of the open transaction by client. A row
+// that changed hands belongs to its new client.
+func (d *Deriver) group(mem Memory) (map[string][]int, error) {
+	if d.groups != nil {
+		return d.groups, nil
+	}
+	d.groups = map[string][]int{}
+	for i := range d.tx.rows {
+		r := &d.tx.rows[i]
+		if r.role != fieldRow || r.op() == 0 {
+			continue
+		}
+		if err := d.recall(r, mem, &d.rec); err != nil {
+			return nil, err
+		}
+		if v, ok := d.value(r, r.field.client); ok && v.Kind == wal.Text {
+			d.groups[string(v.Text)] = append(d.groups[string(v.Text)], i)
+		}
+	}
+	return d.groups, nil
+}
+
+// fields tells the one custom fields event of a client, made of all of the
+// client's field rows in the transaction. A client that came or went in the same
+// transaction has none: its create carries the fields, its delete ends them.
+func (d *Deriver) fields(r *row, mem Memory, emit func(*event.Event) error) error {
+	groups, err := d.group(mem)
+	if err != nil {
+		return err
+	}
+	if err := d.recall(r, mem, &d.rec); err != nil {
+		return err
+	}
+	d.identify(r)
+	client := string(d.object)
+	rows := groups[client]
+	if !slices.ContainsFunc(rows, func(i int) bool { return &d.tx.rows[i] == r }) {
+		return d.keep(r, r.op(), false, mem) // of no known client
+	}
+
+	silent := false
+	if c := d.clientRow(r.entity, client); c != nil {
+		op := c.op()
+		silent = op == wal.Insert || op == wal.Delete
+	}
+	d.data = append(d.data[:0], '{')
+	d.data = append(appendName(d.data, "id"), d.objectJSON(r)...)
+	d.data = append(appendName(d.data, "custom_fields"), '{')
+	d.changed = append(d.changed[:0], '{')
+	changes := 0
+	for _, i := range rows {
+		f := &d.tx.rows[i]
+		f.told = true
+		if err := d.recall(f, mem, &d.rec); err != nil {
+			return err
+		}
+		op := f.op()
+		d.diffs = d.diffs[:0]
+		if op != wal.Update || d.differs(f, f.field.value) == differs || d.differs(f, f.field.name) == differs {
+			changes++
+			d.appendField(f, op)
+		}
+		if err := d.keep(f, op, false, mem); err != nil {
+			return err
+		}
+	}
+	d.data = append(d.data, '}', '}')
+	d.changed = append(d.changed, '}')
+	t := event.Type(r.entity.Name + ".custom_fields.update")
+	if silent || changes == 0 || !d.next(t) {
+		return nil
+	}
+	d.object = append(d.object[:0], client...)
+	d.lane = append(d.lane[:0], client...)
+	return d.emit(r, t, nil, emit)
+}
+
+// appendField writes one field to data and to changed.
+func (d *Deriver) appendField(f *row, op wal.Op) {
+	name, ok := d.value(f, f.field.name)
+	if !ok || name.Kind != wal.Text {
+		return
+	}
+	now := wal.Value{Kind: wal.Null}
+	if op != wal.Delete {
+		if now, ok = d.value(f, f.field.value); !ok {
+			return
+		}
+	}
+	d.data = f.appendValue(appendName(d.data, string(name.Text)), f.field.value, now)
+	d.changed = append(appendName(d.changed, string(name.Text)), '{')
+	switch c := &d.rec.cells[f.field.value]; {
+	case op == wal.Insert || c.tag == slotNull:
+		d.changed = append(appendName(d.changed, "old"), jsonNil...)
+	case c.tag == slotText:
+		d.changed = f.appendValue(appendName(d.changed, "old"), f.field.value, wal.Value{Kind: wal.Text, Text: c.text})
+	}
+	d.changed = f.appendValue(appendName(d.changed, "new"), f.field.value, now)
+	d.changed = append(d.changed, '}')
+}
+
+// appendOwnFields writes the custom fields that came with a new client into its data.
+func (d *Deriver) appendOwnFields(r *row) {
+	open := false
+	for i := range d.tx.rows {
+		f := &d.tx.rows[i]
+		if f.role != fieldRow || f.new == nil || f.entity != r.entity || string(f.new[f.field.client].Text) != string(d.object) {
+			continue
+		}
+		name, value := f.new[f.field.name], f.new[f.field.value]
+		if name.Kind != wal.Text || !value.Known() {
+			continue
+		}
+		if !open {
+			d.data = append(appendName(d.data, "custom_fields"), '{')
+			open = true
+		}
+		d.data = f.appendValue(appendName(d.data, string(name.Text)), f.field.value, value)
+	}
+	if open {
+		d.data = append(d.data, '}')
+	}
+}
+
+// clientRow finds the row of a client in the open transaction, or nil.
+func (d *Deriver) clientRow(e *Entity, client string) *row {
+	if len(e.Key) != 1 {
+		return nil
+	}
+	if r := d.tx.find([]byte(e.Name + "\x00" + client)); r != nil {
+		return r
+	}
+	return nil
+}
+
+// forget drops the memory of a row. While memory is being filled it leaves a mark
+// instead, so that a chunk read before the deletion does not bring the row back.
+func (d *Deriver) forget(p *plan, key []byte, mem Memory) {
+	if d.filling && !p.full {
+		mem.SetMemory(key, []byte{recordVersion, 0})
+		return
+	}
+	mem.DeleteMemory(key)
+}
+
+// SetFilling says whether rows are being filled in at present, see Fill.
+func (d *Deriver) SetFilling(filling bool) { d.filling = filling }
+
+// Remembers returns what memory must hold of the relation's rows, in a form that
+// changes when the rules or the columns do, and whether it must hold anything
+// that the stream does not bring: then rows that are there already must be filled
+// in, once per form.
+func (d *Deriver) Remembers(rel *wal.Relation) (form string, fill bool) {
+	p := d.plan(rel)
+	if p == nil || p.full || !p.usesMemory() {
+		return "", false
+	}
+	b := []byte(p.layout.Table)
+	for _, s := range p.layout.Slots {
+		b = append(append(b, ' '), s...)
+	}
+	return string(b), true
+}
+
+// Fill puts a row that is in the table already into memory, silently. It adds only
+// what memory does not hold: what the stream has said of a row is newer than any
+// chunk read beside it.
+func (d *Deriver) Fill(rel *wal.Relation, tuple wal.Tuple, mem Memory) error {
+	p := d.plan(rel)
+	if p == nil || p.full || !p.usesMemory() {
+		return nil
+	}
+	var ok bool
+	if d.keyBuf, ok = p.memoryKey(d.keyBuf[:0], tuple); !ok {
+		return nil
+	}
+	if err := d.settle(p, mem); err != nil {
+		return err
+	}
+	if err := d.remember(mem, p, d.keyBuf, &d.rec); err != nil {
+		return err
+	}
+	if d.rec.gone {
+		return nil
+	}
+	missing := !d.rec.found
+	for i := range rel.Columns {
+		if p.watch[i] != watchNot && d.rec.cells[i].tag == slotUnknown && tuple[i].Known() {
+			d.rec.cells[i] = cellOf(tuple[i])
+			missing = true
+		}
+	}
+	if !missing {
+		return nil
+	}
+	d.recordBuf = p.appendRecord(d.recordBuf[:0], func(column int) cell { return d.rec.cells[column] }, d.rec.sides)
+	mem.SetMemory(d.keyBuf, d.recordBuf)
+	return nil
+}

@@ -1,0 +1,290 @@
+package billing
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/billhook/billhook/internal/wal"
+)
+
+// A Layout says what the memory of one table's rows holds: one slot per watched
+// column, in column order, then one per threshold. A record carries the id of
+// the layout it was written under, so that records written before a change of
+// the rules or of the table still read correctly: what they lack is unknown.
+//
+//	record = version(1) layout(uvarint) slot*
+//	slot   = 0                          unknown
+//	       | 1                          NULL
+//	       | 2 length(uvarint) bytes    the text itself
+//	       | 3 digest(8, big-endian)    xxhash64 of a longer text
+//	       | 4 | 5                      threshold: last seen below, above
+//
+// Layout 0 has no slots: the row was deleted while memory was being filled, and
+// the fill must not bring it back.
+//
+// A watched column that rules look at is kept as text, any other as text when it
+// is at most 8 bytes long and as a digest else.
+type Layout struct {
+	ID    uint32   `json:"id"`
+	Table string   `json:"table"`
+	Slots []string `json:"slots"` // "=column" kept as text, "#column" kept as digest, "<column value" side of a threshold
+}
+
+const recordVersion = 1
+
+// layoutsKey is where the layouts stand in Memory. Row keys never start with 0.
+const layoutsKey = "\x00layouts"
+
+type slotTag byte
+
+const (
+	slotUnknown slotTag = iota
+	slotNull
+	slotText
+	slotDigest
+	slotBelow
+	slotAbove
+)
+
+// cell is what is known of one column before the transaction.
+type cell struct {
+	tag    slotTag
+	text   []byte
+	digest uint64
+}
+
+func cellOf(v wal.Value) cell {
+	switch v.Kind {
+	case wal.Null:
+		return cell{tag: slotNull}
+	case wal.Text:
+		return cell{tag: slotText, text: v.Text}
+	}
+	return cell{}
+}
+
+// difference is what comparing an old cell with a new value can say.
+type difference uint8
+
+const (
+	unknownDifference difference = iota
+	same
+	differs
+)
+
+// against compares the cell with the row's new value.
+func (c *cell) against(v wal.Value) difference {
+	switch v.Kind {
+	case wal.Unchanged:
+		return same
+	case wal.Unknown:
+		return unknownDifference
+	}
+	eq := false
+	switch c.tag {
+	case slotNull:
+		eq = v.Kind == wal.Null
+	case slotText:
+		eq = v.Kind == wal.Text && string(c.text) == string(v.Text)
+	case slotDigest:
+		eq = v.Kind == wal.Text && len(v.Text) > shortText && xxhash.Sum64(v.Text) == c.digest
+	default:
+		return unknownDifference
+	}
+	if eq {
+		return same
+	}
+	return differs
+}
+
+// shortText is the longest text that a digest slot keeps as it is.
+const shortText = 8
+
+func appendCell(b []byte, c cell, exact bool) []byte {
+	switch c.tag {
+	case slotText:
+		if !exact && len(c.text) > shortText {
+			return binary.BigEndian.AppendUint64(append(b, byte(slotDigest)), xxhash.Sum64(c.text))
+		}
+		b = binary.AppendUvarint(append(b, byte(slotText)), uint64(len(c.text)))
+		return append(b, c.text...)
+	case slotDigest:
+		return binary.BigEndian.AppendUint64(append(b, byte(slotDigest)), c.digest)
+	}
+	return append(b, byte(c.tag))
+}
+
+// readCell takes one slot off a record.
+func readCell(b []byte) (cell, []byte, bool) {
+	if len(b) == 0 {
+		return cell{}, nil, false
+	}
+	tag, b := slotTag(b[0]), b[1:]
+	switch tag {
+	case slotText:
+		n, size := binary.Uvarint(b)
+		if size <= 0 || n > uint64(len(b)-size) {
+			return cell{}, nil, false
+		}
+		b = b[size:]
+		return cell{tag: tag, text: b[:n:n]}, b[n:], true
+	case slotDigest:
+		if len(b) < 8 {
+			return cell{}, nil, false
+		}
+		return cell{tag: tag, digest: binary.BigEndian.Uint64(b)}, b[8:], true
+	case slotUnknown, slotNull, slotBelow, slotAbove:
+		return cell{tag: tag}, b, true
+	}
+	return cell{}, nil, false
+}
+
+// record is a row's memory, decoded under a plan: cells by column index of the
+// relation and sides by gauge.
+type record struct {
+	found bool
+	gone  bool // deleted while memory was being filled
+	cells []cell
+	sides []slotTag
+}
+
+func (r *record) reset(columns, gauges int) {
+	r.found, r.gone = false, false
+	r.cells = slices.Grow(r.cells[:0], columns)[:columns]
+	clear(r.cells)
+	r.sides = slices.Grow(r.sides[:0], gauges)[:gauges]
+	clear(r.sides)
+}
+
+// remember reads the memory of key into r. Texts alias r's own buffer.
+func (d *Deriver) remember(mem Memory, p *plan, key []byte, r *record) error {
+	r.reset(len(p.rel.Columns), len(p.gauges))
+	b, ok, err := mem.Memory(key)
+	if err != nil {
+		return fmt.Errorf("read memory of %s: %w", p.rel.Name, err)
+	}
+	if !ok || len(b) == 0 {
+		return nil
+	}
+	d.recordText = append(d.recordText[:0], b...)
+	b = d.recordText
+	if b[0] != recordVersion {
+		return fmt.Errorf("read memory of %s: record version %d is not known to this version of billhook", p.rel.Name, b[0])
+	}
+	id, n := binary.Uvarint(b[1:])
+	if n <= 0 {
+		return fmt.Errorf("read memory of %s: damaged record", p.rel.Name)
+	}
+	if id == 0 {
+		r.gone = true
+		return nil
+	}
+	b = b[1+n:]
+	targets := p.targets
+	if uint32(id) != p.layout.ID {
+		if targets, ok = d.foreignTargets(p, uint32(id)); !ok {
+			return nil // written for another table under the same entity: tells nothing
+		}
+	}
+	r.found = true
+	for _, to := range targets {
+		c, rest, ok := readCell(b)
+		if !ok {
+			return fmt.Errorf("read memory of %s: damaged record", p.rel.Name)
+		}
+		b = rest
+		switch {
+		case to.column >= 0:
+			r.cells[to.column] = c
+		case to.gauge >= 0:
+			r.sides[to.gauge] = c.tag
+		}
+	}
+	return nil
+}
+
+// target is where a slot of a layout goes: a column, a gauge, or (both -1) nowhere.
+type target struct{ column, gauge int }
+
+// foreignTargets maps the slots of an older layout onto the plan.
+func (d *Deriver) foreignTargets(p *plan, id uint32) ([]target, bool) {
+	if t, ok := p.foreign[id]; ok {
+		return t, t != nil
+	}
+	var targets []target
+	for i := range d.layouts {
+		if d.layouts[i].ID != id || d.layouts[i].Table != p.layout.Table {
+			continue
+		}
+		targets = make([]target, 0, len(d.layouts[i].Slots))
+		for _, s := range d.layouts[i].Slots {
+			targets = append(targets, p.target(s))
+		}
+	}
+	p.foreign[id] = targets
+	return targets, targets != nil
+}
+
+// loadLayouts reads the known layouts once.
+func (d *Deriver) loadLayouts(mem Memory) error {
+	if d.layoutsLoaded {
+		return nil
+	}
+	b, ok, err := mem.Memory([]byte(layoutsKey))
+	if err != nil {
+		return fmt.Errorf("read memory layouts: %w", err)
+	}
+	if ok {
+		if err := json.Unmarshal(b, &d.layouts); err != nil {
+			return fmt.Errorf("read memory layouts: %w", err)
+		}
+	}
+	d.layoutsLoaded = true
+	return nil
+}
+
+// settle gives the plan the layout that its slots ask for, a new one if need be,
+// which is then written with the transaction at hand.
+func (d *Deriver) settle(p *plan, mem Memory) error {
+	if p.layout.ID != 0 || len(p.layout.Slots) == 0 {
+		return nil
+	}
+	if err := d.loadLayouts(mem); err != nil {
+		return err
+	}
+	var last uint32
+	for _, l := range d.layouts {
+		if l.Table == p.layout.Table && slices.Equal(l.Slots, p.layout.Slots) {
+			p.layout.ID = l.ID
+			return nil
+		}
+		last = max(last, l.ID)
+	}
+	p.layout.ID = last + 1
+	d.layouts = append(d.layouts, p.layout)
+	b, err := json.Marshal(d.layouts)
+	if err != nil {
+		return fmt.Errorf("write memory layouts: %w", err)
+	}
+	mem.SetMemory([]byte(layoutsKey), b)
+	return nil
+}
+
+// appendRecord encodes what is to be remembered of a row. cellAt gives the cell of
+// a column, sides those of the gauges.
+func (p *plan) appendRecord(b []byte, cellAt func(column int) cell, sides []slotTag) []byte {
+	b = append(b, recordVersion)
+	b = binary.AppendUvarint(b, uint64(p.layout.ID))
+	for i, to := range p.targets {
+		if to.gauge >= 0 {
+			b = append(b, byte(sides[to.gauge]))
+			continue
+		}
+		b = appendCell(b, cellAt(to.column), p.layout.Slots[i][0] == '=')
+	}
+	return b
+}

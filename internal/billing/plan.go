@@ -1,0 +1,356 @@
+package billing
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/wal"
+)
+
+// role is what a table means to its entity.
+type role uint8
+
+const (
+	mainRow    role = iota // the entity's own table
+	balanceRow             // the table beside clients that holds the balance
+	fieldRow               // the table beside clients that holds custom fields, one row each
+)
+
+// mapped is one table of the mapping: which entity it serves and how.
+type mapped struct {
+	entity *Entity
+	role   role
+	rules  []*Rule // in catalogue order
+	prefix string  // of memory keys
+}
+
+// catalogue returns the built-in rules of an entity that stand on its table with
+// the given role, in the order in which their events of one row are told.
+func catalogue(e *Entity, r role) []*Rule {
+	switch {
+	case r == fieldRow:
+		return nil // folded over rows: see Deriver.fields
+	case r == balanceRow:
+		return balanceRules(e)
+	}
+	var rules []*Rule
+	add := func(r Rule) { r.Entity = e.Name; rules = append(rules, &r) }
+	prefix := "clients." + e.Name
+	if e.Name == Clients {
+		prefix = Clients
+	}
+	name := func(verb string) event.Type { return event.Type(prefix + "." + verb) }
+	switch e.Name {
+	case Packages:
+		add(Rule{Event: name("assign"), On: OnInsert})
+		if e.Activate != nil {
+			add(Rule{Event: name("activate"), On: OnInsert | OnUpdate, Becomes: e.Activate})
+		}
+		if e.Renew != nil {
+			add(Rule{Event: name("renew"), On: OnUpdate, Moves: e.Renew})
+		}
+		if e.Deactivate != nil {
+			add(Rule{Event: name("deactivate"), On: OnUpdate, Becomes: e.Deactivate})
+		}
+		if e.Close != nil {
+			add(Rule{Event: name("close"), On: OnUpdate | OnDelete, Becomes: e.Close})
+		}
+		return rules
+	default:
+		add(Rule{Event: name("create"), On: OnInsert})
+		add(Rule{Event: name("update"), On: OnUpdate, anyChange: true})
+	}
+	if e.CustomFields != nil && e.CustomFields.Table == nil {
+		add(Rule{Event: name("custom_fields.update"), On: OnUpdate, Changes: e.CustomFields.Columns, told: e.CustomFields.Columns})
+	}
+	if e.Balance != nil && e.Balance.Table == nil {
+		rules = append(rules, balanceRules(e)...)
+	}
+	if e.Archive != nil {
+		add(Rule{Event: name("archive"), On: OnUpdate, Becomes: e.Archive, told: []string{e.Archive.Column}})
+	}
+	add(Rule{Event: name("delete"), On: OnDelete})
+	return rules
+}
+
+func balanceRules(e *Entity) []*Rule {
+	t := Threshold{Column: e.Balance.Column, OnCreate: e.Balance.OnCreate, PerChange: e.Balance.PerChange}
+	down, up := t, t
+	down.Below = true
+	return []*Rule{
+		{Event: event.Type(e.Name + ".balance_zero"), Entity: e.Name, On: OnInsert | OnUpdate, Threshold: &down},
+		{Event: event.Type(e.Name + ".balance_notzero"), Entity: e.Name, On: OnUpdate, Threshold: &up},
+	}
+}
+
+// gauge is one threshold of a table: the pair of rules on either side share it,
+// and it is where the side last seen is remembered.
+type gauge struct {
+	column int
+	value  Decimal
+	name   string
+}
+
+// bound is a rule with its columns found in a relation.
+type bound struct {
+	*Rule
+	gauge   int   // index into plan.gauges, or -1
+	becomes int   // column of Becomes, or -1
+	moves   int   // column of Moves, or -1
+	changes []int // columns of Changes
+	told    []int // columns of told
+}
+
+// watch is how a column is remembered.
+type watch uint8
+
+const (
+	watchNot watch = iota
+	watchDigest
+	watchText
+)
+
+// plan is what to do with the rows of one relation, with every column found.
+type plan struct {
+	*mapped
+	rel    *wal.Relation
+	kinds  []kind // how each column is written as JSON
+	key    []int  // columns that name the row in memory
+	object []int  // columns that name the event's object
+	lane   int    // column that leads to the client, or -1: the row's own key
+
+	field struct{ client, name, value int } // of a fieldRow
+
+	rules  []bound
+	gauges []gauge
+	watch  []watch
+	quiet  []bool // columns whose change is no update: ignored, or told elsewhere
+	hidden []bool // excluded columns
+	masked []bool
+
+	full    bool // old rows come with the stream: memory holds sides alone
+	layout  Layout
+	targets []target
+	foreign map[uint32][]target
+}
+
+// newPlan finds the columns of m in rel. What it cannot find is said in notices;
+// the rules that need it are left out. A plan without its key is nil.
+func newPlan(m *mapped, rel *wal.Relation) (p *plan, notices []Notice) {
+	note := func(format string, args ...any) {
+		notices = append(notices, Notice{Relation: rel, Text: fmt.Sprintf(format, args...)})
+	}
+	column := func(name string) int {
+		return slices.IndexFunc(rel.Columns, func(c wal.Column) bool { return c.Name == name })
+	}
+	find := func(name, use string) int {
+		i := column(name)
+		if i < 0 {
+			note("column %s of table %s.%s is mapped as %s but the table does not publish it; %s rests until it does", name, rel.Schema, rel.Name, use, use)
+		}
+		return i
+	}
+	n := len(rel.Columns)
+	p = &plan{
+		mapped: m, rel: rel, lane: -1,
+		kinds: make([]kind, n), watch: make([]watch, n), quiet: make([]bool, n), hidden: make([]bool, n), masked: make([]bool, n),
+		full:    rel.Identity == wal.IdentityFull,
+		foreign: map[uint32][]target{},
+	}
+	for i, c := range rel.Columns {
+		p.kinds[i] = kindOf(c.Type)
+		p.hidden[i] = slices.Contains(m.entity.Exclude, c.Name)
+		p.masked[i] = slices.Contains(m.entity.Mask, c.Name)
+		p.quiet[i] = p.hidden[i] || slices.Contains(m.entity.Ignore, c.Name)
+	}
+
+	key := m.entity.Key
+	switch m.role {
+	case balanceRow:
+		key = m.entity.Balance.Key
+	case fieldRow:
+		cf := m.entity.CustomFields
+		key = []string{cf.Client}
+		p.field.client, p.field.name, p.field.value = column(cf.Client), find(cf.Name, "the custom field's name"), find(cf.Value, "the custom field's value")
+		if p.field.name < 0 || p.field.value < 0 {
+			return nil, notices
+		}
+	}
+	for _, name := range key {
+		i := find(name, "a key")
+		if i < 0 {
+			return nil, notices
+		}
+		p.object = append(p.object, i)
+	}
+	p.key = p.object
+	if m.role == fieldRow {
+		// A deleted row comes with its replica identity only, which need not be
+		// the client and the name.
+		p.key = []int{p.field.client, p.field.name}
+		if !p.full {
+			p.key = p.key[:0:0]
+			for i, c := range rel.Columns {
+				if c.Key {
+					p.key = append(p.key, i)
+				}
+			}
+			if len(p.key) == 0 {
+				note("table %s.%s has no replica identity: updates and deletes of custom fields cannot be told", rel.Schema, rel.Name)
+				return nil, notices
+			}
+		}
+	}
+	if m.role == mainRow && m.entity.Client != "" {
+		p.lane = find(m.entity.Client, "the client")
+	}
+
+	if m.role == mainRow && slices.ContainsFunc(m.rules, func(r *Rule) bool { return r.anyChange }) {
+		for i := range rel.Columns {
+			if !p.quiet[i] {
+				p.watch[i] = watchDigest
+			}
+		}
+	}
+	if p.lane >= 0 {
+		p.watch[p.lane] = watchText
+	}
+	if m.role == fieldRow {
+		p.watch[p.field.client], p.watch[p.field.name], p.watch[p.field.value] = watchText, watchText, watchText
+		if p.masked[p.field.value] {
+			p.watch[p.field.value] = watchDigest
+		}
+	}
+	for _, r := range m.rules {
+		b, ok := p.bind(r, column, find)
+		if ok {
+			p.rules = append(p.rules, b)
+		}
+	}
+	for _, i := range p.key {
+		p.watch[i] = watchNot // the key of the memory already says it
+	}
+	p.plot()
+	return p, notices
+}
+
+// bind finds the rule's columns and notes how they must be remembered.
+func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string) int) (bound, bool) {
+	b := bound{Rule: r, gauge: -1, becomes: -1, moves: -1}
+	text := func(i int) int {
+		p.watch[i] = watchText
+		return i
+	}
+	use := "the event " + string(r.Event)
+	if r.Threshold != nil {
+		i := find(r.Threshold.Column, use)
+		if i < 0 {
+			return b, false
+		}
+		p.quiet[text(i)] = true
+		name := "<" + r.Threshold.Column + " " + r.Threshold.Value.String()
+		b.gauge = slices.IndexFunc(p.gauges, func(g gauge) bool { return g.name == name })
+		if b.gauge < 0 {
+			b.gauge = len(p.gauges)
+			p.gauges = append(p.gauges, gauge{column: i, value: r.Threshold.Value, name: name})
+		}
+	}
+	if r.Becomes != nil {
+		i := find(r.Becomes.Column, use)
+		if i < 0 {
+			return b, false
+		}
+		b.becomes = text(i)
+	}
+	if r.Moves != nil {
+		i := find(r.Moves.Column, use)
+		if i < 0 {
+			return b, false
+		}
+		b.moves = text(i)
+	}
+	for _, name := range r.Changes {
+		i := find(name, use)
+		if i < 0 {
+			continue
+		}
+		b.changes = append(b.changes, i)
+		if p.watch[i] == watchNot {
+			p.watch[i] = watchDigest
+		}
+	}
+	if len(r.Changes) > 0 && len(b.changes) == 0 {
+		return b, false
+	}
+	for _, name := range r.told {
+		if i := column(name); i >= 0 {
+			b.told = append(b.told, i)
+		}
+	}
+	if r.When != nil {
+		names, all := r.When.Columns("old")
+		for i, c := range p.rel.Columns {
+			if (all || slices.Contains(names, c.Name)) && !p.hidden[i] {
+				text(i)
+			}
+		}
+		if _, all := r.When.Columns("changed"); all {
+			for i := range p.rel.Columns {
+				if p.watch[i] == watchNot && !p.hidden[i] {
+					p.watch[i] = watchDigest
+				}
+			}
+		}
+	}
+	return b, true
+}
+
+// plot lays out the memory of the relation's rows.
+func (p *plan) plot() {
+	p.layout.Table = p.rel.Schema + "." + p.rel.Name
+	if !p.full {
+		for i, c := range p.rel.Columns {
+			if p.masked[i] && p.watch[i] == watchText && !p.needsText(i) {
+				p.watch[i] = watchDigest
+			}
+			switch p.watch[i] {
+			case watchText:
+				p.layout.Slots = append(p.layout.Slots, "="+c.Name)
+			case watchDigest:
+				p.layout.Slots = append(p.layout.Slots, "#"+c.Name)
+			}
+		}
+	}
+	for _, g := range p.gauges {
+		p.layout.Slots = append(p.layout.Slots, g.name)
+	}
+	for _, s := range p.layout.Slots {
+		p.targets = append(p.targets, p.target(s))
+	}
+}
+
+// needsText reports whether a rule cannot judge the column by a digest.
+func (p *plan) needsText(column int) bool {
+	if column == p.lane || p.role == fieldRow && (column == p.field.client || column == p.field.name) {
+		return true
+	}
+	return slices.ContainsFunc(p.rules, func(b bound) bool {
+		return b.becomes == column || b.moves == column || b.gauge >= 0 && p.gauges[b.gauge].column == column
+	})
+}
+
+// target finds where a slot goes in this plan.
+func (p *plan) target(slot string) target {
+	t := target{column: -1, gauge: -1}
+	if strings.HasPrefix(slot, "<") {
+		t.gauge = slices.IndexFunc(p.gauges, func(g gauge) bool { return g.name == slot })
+		return t
+	}
+	t.column = slices.IndexFunc(p.rel.Columns, func(c wal.Column) bool { return c.Name == slot[1:] })
+	return t
+}
+
+// usesMemory reports whether rows of the plan are remembered at all.
+func (p *plan) usesMemory() bool { return len(p.layout.Slots) > 0 }
