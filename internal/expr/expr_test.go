@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/cockroachdb/apd/v3"
 )
 
 func dec(t *testing.T, s string) any {
@@ -144,5 +146,53 @@ func FuzzCompile(f *testing.F) {
 			return
 		}
 		_, _ = c.Row(Row{Old: map[string]any{}, New: map[string]any{"a": int64(1)}})
+	})
+}
+
+func TestNumber(t *testing.T) {
+	columns := map[string]string{"balance": "0.10", "credit": "0.20", "x": "-3"}
+	tests := []struct{ text, want string }{
+		{"balance + credit", "0.30"},
+		{"balance+credit*2", "0.50"},
+		{"(balance + credit) * 2", "0.60"},
+		{"-x - -1", "4"},
+		{"10 - x / 2", "11.5"},
+		{"  credit  ", "0.20"},
+		{"balance / (credit - 0.2)", ""},
+		{"balance + nosuch", ""},
+	}
+	for _, tt := range tests {
+		n, err := CompileNumber(tt.text)
+		if err != nil {
+			t.Errorf("%s: %v", tt.text, err)
+			continue
+		}
+		d, ok := n.Eval(func(i int) (*apd.Decimal, bool) {
+			d, _, err := apd.NewFromString(columns[n.Columns()[i]])
+			return d, err == nil
+		})
+		want, _, _ := apd.NewFromString(tt.want)
+		if ok != (tt.want != "") || ok && d.Cmp(want) != 0 {
+			t.Errorf("%s = %v, %v; want %q", tt.text, d, ok, tt.want)
+		}
+	}
+	for text, column := range map[string]int{"": 1, "a +": 4, "(a": 3, "a b": 3, "a ! b": 3, "1.2.3": 1, strings.Repeat("(", 200) + "a": 102} {
+		if _, err := CompileNumber(text); err == nil {
+			t.Errorf("%q compiled", text)
+		} else if _, c, ok := Pos(err); !ok || c != column {
+			t.Errorf("%q: %v at column %d, want %d", text, err, c, column)
+		}
+	}
+}
+
+func FuzzCompileNumber(f *testing.F) {
+	f.Add("balance + credit")
+	f.Add("-(a*2.5)/b-1")
+	f.Fuzz(func(t *testing.T, text string) {
+		n, err := CompileNumber(text)
+		if err != nil {
+			return
+		}
+		n.Eval(func(int) (*apd.Decimal, bool) { return apd.New(1, 0), true })
 	})
 }
