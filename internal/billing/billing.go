@@ -34,6 +34,8 @@
 package billing
 
 import (
+	"slices"
+
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/expr"
 	"github.com/billhook/billhook/internal/wal"
@@ -76,22 +78,43 @@ type Entity struct {
 	Mask    []string // shown as "***"
 	Exclude []string // never in an event, never in memory
 
-	Archive      *Predicate    // clients.archive
+	Truncate bool // a TRUNCATE of Table makes an event
+
+	Archive      *Test         // clients.archive
 	Balance      *Balance      // clients.balance_zero, clients.balance_notzero
 	CustomFields *CustomFields // clients.custom_fields.update
 
-	Activate   *Predicate // clients.packages.activate
-	Deactivate *Predicate // clients.packages.deactivate
-	Renew      *Move      // clients.packages.renew
-	Close      *Predicate // clients.packages.close
+	Activate   *Test // clients.packages.activate
+	Deactivate *Test // clients.packages.deactivate
+	Renew      *Test // clients.packages.renew
+	Close      *Test // clients.packages.close
 }
 
-// Predicate is true of a row whose column has one of the values, or, with Set,
-// whose column is not NULL.
+// Test is what must have happened to a row. All that is given must hold.
+type Test struct {
+	Becomes *Predicate // did not hold before, holds now
+	Changes []string   // at least one of these columns differs
+	Moves   *Move
+	When    *expr.Condition // over old, new, changed, op, tx
+}
+
+// Predicate is true of a row whose column has one of the values; with Set, whose
+// column is not NULL; with Unset, whose column is NULL.
 type Predicate struct {
-	Column string
-	Values []string
-	Set    bool
+	Column     string
+	Values     []string
+	Set, Unset bool
+}
+
+// holds reports whether the predicate is true of a known value.
+func (p *Predicate) holds(v wal.Value) bool {
+	switch {
+	case p.Set:
+		return v.Kind == wal.Text
+	case p.Unset:
+		return v.Kind == wal.Null
+	}
+	return v.Kind == wal.Text && slices.Contains(p.Values, string(v.Text))
 }
 
 // Move is true of an update that moved the column's value in a direction: in
@@ -104,9 +127,13 @@ type Move struct {
 // Balance says where the balance stands: in a column of the entity's table, or,
 // with Table, of a table beside it whose Key columns lead to the entity's key.
 type Balance struct {
-	Table  *Table
-	Key    []string
-	Column string
+	Table *Table
+	Key   []string
+	// Amount is the balance: a column, or an expression whose first column is the
+	// one that moves with every call and alone makes no update event.
+	Amount     *expr.Number
+	Value      Decimal // the threshold
+	Hysteresis Decimal
 	// OnCreate lets a client that starts at or below zero fire balance_zero.
 	OnCreate bool
 	// PerChange judges every write instead of the transaction's net effect.
@@ -135,30 +162,30 @@ const (
 )
 
 // Rule is the one form of all events. It fires when the row's net operation is
-// one of On, all of its tests hold, and When, if there is one, is true.
+// one of On and both Threshold and Test, as far as they are given, hold.
 type Rule struct {
 	Event  event.Type
 	Entity string
 	On     Ops
 
 	Threshold *Threshold
-	Becomes   *Predicate // did not hold before, holds now
-	Changes   []string   // at least one of these columns differs
-	Moves     *Move
-	When      *expr.Condition // over old, new, changed, op, tx
+	Test
 
 	// anyChange is the update event: a column differs that is neither ignored
 	// nor told by another event of the same row.
 	anyChange bool
 	// told are columns whose change this rule's event tells, so that it is not
-	// an update as well.
-	told []string
+	// an update as well; with toldIfFired only when the event has fired.
+	told        []string
+	toldIfFired bool
 }
 
 // Threshold is one side of a pair of events that fire alternately.
 type Threshold struct {
-	Column string
+	Amount *expr.Number
 	Value  Decimal
+	// Hysteresis is how far beyond Value the way back must go before it counts.
+	Hysteresis Decimal
 	// Below: fires when the value comes from above and is now <= Value. Else it
 	// fires when the value comes from below and is now >= Value.
 	Below     bool
@@ -172,6 +199,7 @@ type Memory interface {
 	Memory(key []byte) (value []byte, ok bool, err error)
 	SetMemory(key, value []byte)
 	DeleteMemory(key []byte)
+	DeleteMemoryPrefix(prefix []byte)
 }
 
 // Notice is something about the mapping that the running database contradicts,

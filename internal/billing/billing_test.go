@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +32,10 @@ func (m memoryMap) Memory(key []byte) ([]byte, bool, error) {
 func (m memoryMap) SetMemory(key, value []byte) { m[string(key)] = bytes.Clone(value) }
 func (m memoryMap) DeleteMemory(key []byte)     { delete(m, string(key)) }
 
+func (m memoryMap) DeleteMemoryPrefix(prefix []byte) {
+	maps.DeleteFunc(m, func(k string, _ []byte) bool { return strings.HasPrefix(k, string(prefix)) })
+}
+
 // oids of the types the cases use.
 var oids = map[string]uint32{
 	"int": 20, "text": 25, "numeric": 1700, "bool": 16, "jsonb": 3802, "timestamptz": 1184,
@@ -45,7 +50,7 @@ type script struct {
 	d        *Deriver
 	mem      Memory
 	rels     map[string]*wal.Relation
-	primary  map[string]bool // "table.column" of primary keys
+	primary  map[string]bool                 // "table.column" of primary keys
 	rows     map[string]map[string]wal.Tuple // table -> key -> row
 	saved    map[string]map[string]wal.Tuple
 	lsn      wal.LSN
@@ -139,6 +144,10 @@ func (s *script) line(line string) {
 		return
 	case "table":
 		s.table(rest)
+		return
+	case "truncate":
+		s.d.Truncate(s.rels[rest])
+		clear(s.rows[rest])
 		return
 	case "fill":
 		rel := s.rels[rest]
@@ -270,6 +279,15 @@ func mustCondition(t *testing.T, text string) *expr.Condition {
 	return c
 }
 
+func mustNumber(t *testing.T, text string) *expr.Number {
+	t.Helper()
+	n, err := expr.CompileNumber(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func mustDecimal(t *testing.T, text string) Decimal {
 	t.Helper()
 	d, err := ParseDecimal(text)
@@ -287,17 +305,17 @@ func mappings(t *testing.T) map[string]Mapping {
 	accounts := Entity{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: "clients_id", Mask: []string{"password"}, Ignore: []string{"m_dt"}}
 	packages := Entity{
 		Name: Packages, Table: public("clients_packages"), Key: []string{"id"}, Client: "clients_id",
-		Activate:   &Predicate{Column: "condition", Values: []string{"activated"}},
-		Deactivate: &Predicate{Column: "condition", Values: []string{"deactivated"}},
-		Renew:      &Move{Column: "period_start_dt"},
-		Close:      &Predicate{Column: "status", Values: []string{"archive"}},
+		Activate:   &Test{Becomes: &Predicate{Column: "condition", Values: []string{"activated"}}},
+		Deactivate: &Test{Becomes: &Predicate{Column: "condition", Values: []string{"deactivated"}}},
+		Renew:      &Test{Moves: &Move{Column: "period_start_dt"}},
+		Close:      &Test{Becomes: &Predicate{Column: "status", Values: []string{"archive"}}},
 	}
 	return map[string]Mapping{
 		"side": {Source: "billing", Entities: []Entity{
 			{
 				Name: Clients, Table: public("clients"), Key: []string{"id"}, Ignore: []string{"m_dt"}, Mask: []string{"tax_id"}, Exclude: []string{"notes"},
-				Archive:      &Predicate{Column: "status", Values: []string{"archive"}},
-				Balance:      &Balance{Table: &side, Key: []string{"clients_id"}, Column: "balance"},
+				Archive:      &Test{Becomes: &Predicate{Column: "status", Values: []string{"archive"}}},
+				Balance:      &Balance{Table: &side, Key: []string{"clients_id"}, Amount: mustNumber(t, "balance")},
 				CustomFields: &CustomFields{Table: &fields, Client: "clients_id", Name: "field_key", Value: "value"},
 			},
 			accounts, packages,
@@ -305,17 +323,28 @@ func mappings(t *testing.T) map[string]Mapping {
 		"single": {Source: "billing", Entities: []Entity{
 			{
 				Name: Clients, Table: public("clients"), Key: []string{"id"}, Ignore: []string{"m_dt"}, Mask: []string{"tax_id"}, Exclude: []string{"notes"},
-				Archive:      &Predicate{Column: "deleted_at", Set: true},
-				Balance:      &Balance{Column: "balance"},
+				Archive:      &Test{Becomes: &Predicate{Column: "deleted_at", Set: true}},
+				Balance:      &Balance{Amount: mustNumber(t, "balance")},
 				CustomFields: &CustomFields{Columns: []string{"custom_fields"}},
 			},
 			accounts,
 		}, Rules: []Rule{
-			{Event: "clients.low_balance", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Column: "balance", Value: mustDecimal(t, "10"), Below: true, OnCreate: true}},
-			{Event: "clients.moved", Entity: Clients, On: OnUpdate, When: mustCondition(t, "old.companies_id != new.companies_id")},
+			{Event: "clients.low_balance", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "balance"), Value: mustDecimal(t, "10"), Below: true, OnCreate: true}},
+			{Event: "clients.moved", Entity: Clients, On: OnUpdate, Test: Test{When: mustCondition(t, "old.companies_id != new.companies_id")}},
+		}},
+		"rules": {Source: "billing", Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"}, Truncate: true,
+				Archive: &Test{Becomes: &Predicate{Column: "phone", Unset: true}},
+				Balance: &Balance{Amount: mustNumber(t, "balance + credit"), Value: mustDecimal(t, "5"), Hysteresis: mustDecimal(t, "2.5")},
+			},
+			{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: "clients_id"},
+		}, Rules: []Rule{
+			{Event: "accounts.low", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "-1"), Below: true, PerChange: true}},
+			{Event: "accounts.well", Entity: Accounts, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "-1"), PerChange: true}},
 		}},
 		"composite": {Source: "billing", Entities: []Entity{
-			{Name: Clients, Table: public("clients"), Key: []string{"tenant", "code"}, Balance: &Balance{Column: "balance", OnCreate: true}},
+			{Name: Clients, Table: public("clients"), Key: []string{"tenant", "code"}, Balance: &Balance{Amount: mustNumber(t, "balance"), OnCreate: true}},
 		}},
 	}
 }

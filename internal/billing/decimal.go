@@ -31,6 +31,21 @@ func (d Decimal) String() string {
 	return d.d.Text('f')
 }
 
+// plus returns d + e.
+func (d Decimal) plus(e Decimal) Decimal {
+	if d.d == nil {
+		return e
+	}
+	if e.d == nil {
+		return d
+	}
+	var z apd.Decimal
+	if _, err := apd.BaseContext.WithPrecision(200).Add(&z, d.d, e.d); err != nil || z.IsZero() {
+		return Decimal{}
+	}
+	return Decimal{&z}
+}
+
 // standing is where a value is, seen from a threshold.
 type standing uint8
 
@@ -50,6 +65,11 @@ func (d Decimal) stand(text []byte) standing {
 	if _, _, err := v.SetString(string(text)); err != nil {
 		return nowhere
 	}
+	return d.compare(&v)
+}
+
+// compare is stand for a number.
+func (d Decimal) compare(v *apd.Decimal) standing {
 	switch {
 	case v.Form == apd.NaN || v.Form == apd.NaNSignaling:
 		return nowhere
@@ -59,7 +79,11 @@ func (d Decimal) stand(text []byte) standing {
 		}
 		return above
 	}
-	switch v.Cmp(d.d) {
+	other := d.d
+	if other == nil {
+		other = new(apd.Decimal)
+	}
+	switch v.Cmp(other) {
 	case -1:
 		return below
 	case 0:

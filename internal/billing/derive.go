@@ -114,7 +114,7 @@ func New(m Mapping, o Options) (*Deriver, error) {
 			if r.Entity != e.Name {
 				continue
 			}
-			if side != nil && r.Threshold != nil && r.Threshold.Column == e.Balance.Column {
+			if side != nil && r.Threshold != nil && slices.Contains(r.Threshold.Amount.Columns(), e.Balance.Amount.Columns()[0]) {
 				side.rules = append(side.rules, r)
 				continue
 			}
@@ -182,6 +182,18 @@ func (d *Deriver) Change(c *wal.Change) bool {
 	return ok
 }
 
+// Truncate takes a TRUNCATE of a table into the open transaction. There are no
+// changes for the rows that were in it, so there are no delete events: what was
+// remembered of them goes, and the entity's truncate event fires if it is mapped.
+func (d *Deriver) Truncate(rel *wal.Relation) bool {
+	p := d.plan(rel)
+	if p == nil {
+		return false
+	}
+	d.tx.truncate(p)
+	return true
+}
+
 // Rows returns how many rows the open transaction has changed so far.
 func (d *Deriver) Rows() int { return len(d.tx.rows) }
 
@@ -191,6 +203,14 @@ func (d *Deriver) Rows() int { return len(d.tx.rows) }
 func (d *Deriver) Commit(mem Memory, emit func(*event.Event) error) error {
 	d.ordinal = 0
 	d.groups = nil
+	for _, p := range d.tx.truncated {
+		if p.usesMemory() {
+			mem.DeleteMemoryPrefix([]byte(p.prefix))
+		}
+		if err := d.truncated(p, emit); err != nil {
+			return err
+		}
+	}
 	if len(d.tx.rows) == 1 {
 		return d.row(&d.tx.rows[0], mem, emit)
 	}
@@ -204,6 +224,27 @@ func (d *Deriver) Commit(mem Memory, emit func(*event.Event) error) error {
 		}
 	}
 	return nil
+}
+
+// truncated tells the truncate event of an entity's own table. It belongs to no
+// client, so its lane is the entity's.
+func (d *Deriver) truncated(p *plan, emit func(*event.Event) error) error {
+	e := p.entity
+	if p.role != mainRow || !e.Truncate {
+		return nil
+	}
+	t := event.Type("clients." + e.Name + ".truncate")
+	if e.Name == Clients {
+		t = "clients.truncate"
+	}
+	if !d.next(t) {
+		return nil
+	}
+	d.ev = event.Event{
+		ID:   event.ID{Timeline: d.timeline, CommitLSN: d.tx.begin.CommitLSN, Ordinal: d.ordinal},
+		Type: t, Entity: e.Name, Lane: e.Name + ":", XID: d.tx.begin.XID, CommitTime: d.tx.begin.CommitTime, Source: d.mapping.Source,
+	}
+	return emit(&d.ev)
 }
 
 // ordered returns the order in which the transaction's rows are told: that of
@@ -266,14 +307,14 @@ func (d *Deriver) recall(r *row, mem Memory, rec *record) error {
 		return nil
 	}
 	read := !r.oldFull && r.usesMemory()
-	for _, g := range r.gauges {
+	for i := range r.gauges {
 		if !r.oldFull || read {
 			break
 		}
-		from := nowhere
-		if v := r.old[g.column]; v.Kind == wal.Text {
-			from = g.value.stand(v.Text)
-		}
+		from := r.gauges[i].stand(func(column int) ([]byte, bool) {
+			v := r.old[column]
+			return v.Text, v.Kind == wal.Text
+		})
 		read = from == at || from == nowhere
 	}
 	if read {
@@ -415,22 +456,19 @@ func (d *Deriver) row(r *row, mem Memory, emit func(*event.Event) error) error {
 	d.crossed = slices.Grow(d.crossed[:0], len(r.gauges))[:len(r.gauges)]
 	d.sides = slices.Grow(d.sides[:0], len(r.gauges))[:len(r.gauges)]
 	keepSides := false
-	for i, g := range r.gauges {
-		from, to := nowhere, nowhere
-		if c := &rec.cells[g.column]; c.tag == slotText {
-			from = g.value.stand(c.text)
-		}
+	for i := range r.gauges {
+		g := &r.gauges[i]
+		from, to := d.stoodAt(g), nowhere
 		if op != wal.Delete {
-			v := r.new[g.column]
-			if v.Kind == wal.Unchanged {
-				v, _ = d.value(r, g.column)
-			}
-			if v.Kind == wal.Text {
-				to = g.value.stand(v.Text)
-			}
+			to = d.standsAt(r, g)
 		}
 		var next slotTag
-		if d.crossed[i], next = judge(op, from, rec.sides[i], to); to == above || to == below {
+		if g.perChange && len(r.path) > 0 {
+			d.crossed[i] = stayed // followed below, change by change
+			continue
+		}
+		d.crossed[i], next = judge(op, from, rec.sides[i], to)
+		if to == above || to == below {
 			next = slotUnknown
 		}
 		d.sides[i] = next
@@ -464,7 +502,85 @@ func (d *Deriver) row(r *row, mem Memory, emit func(*event.Event) error) error {
 			}
 		}
 	}
+	if len(r.path) > 0 && op != wal.Delete {
+		for i := range r.gauges {
+			if !r.gauges[i].perChange {
+				continue
+			}
+			if err := d.follow(r, i, emit); err != nil {
+				return err
+			}
+			keepSides = keepSides || d.sides[i] != slotUnknown
+		}
+	}
 	return d.keep(r, op, keepSides, mem)
+}
+
+// stoodAt is where a gauge's amount was before.
+func (d *Deriver) stoodAt(g *gauge) standing {
+	return g.stand(func(column int) ([]byte, bool) {
+		c := &d.rec.cells[column]
+		return c.text, c.tag == slotText
+	})
+}
+
+// standsAt is where a gauge's amount is now.
+func (d *Deriver) standsAt(r *row, g *gauge) standing {
+	return g.stand(func(column int) ([]byte, bool) {
+		v, _ := d.value(r, column)
+		return v.Text, v.Kind == wal.Text && r.new[column].Kind != wal.Null
+	})
+}
+
+// follow judges a gauge along every version the row had in the transaction, tells
+// each crossing, and leaves the side at the end in d.sides.
+func (d *Deriver) follow(r *row, i int, emit func(*event.Event) error) error {
+	g := &r.gauges[i]
+	from, seen := d.stoodAt(g), d.rec.sides[i]
+	last := r.new
+	op := wal.Update
+	if !r.existed {
+		op = wal.Insert
+	}
+	before := make([]cell, len(g.columns))
+	for n, column := range g.columns {
+		before[n] = d.rec.cells[column]
+	}
+	for n := range len(r.path) + 1 {
+		r.new = last
+		if n < len(r.path) {
+			r.new = r.path[n]
+		}
+		to := d.standsAt(r, g)
+		c, next := judge(op, from, seen, to)
+		d.diffs = d.diffs[:0]
+		for j := range r.rules {
+			b := &r.rules[j]
+			if b.gauge != i {
+				continue
+			}
+			d.crossed[i] = c
+			if !d.fires(r, b, op) {
+				continue
+			}
+			d.identify(r)
+			if err := d.tell(r, b.Event, op, emit); err != nil {
+				return err
+			}
+		}
+		for _, column := range g.columns {
+			d.rec.cells[column] = cellOf(r.new[column])
+		}
+		from, seen, op = to, next, wal.Update
+	}
+	for n, column := range g.columns {
+		d.rec.cells[column] = before[n]
+	}
+	if from == above || from == below {
+		seen = slotUnknown
+	}
+	d.sides[i] = seen
+	return nil
 }
 
 // differs compares a column before and after. For an insert nothing was before.
@@ -489,7 +605,7 @@ func (d *Deriver) updated(r *row) bool {
 			b := &r.rules[j]
 			// Custom fields are told by their event alone; the column of an archive
 			// only when the archive has happened.
-			told = told || slices.Contains(b.told, i) && (d.fired[j] || b.Becomes == nil)
+			told = told || slices.Contains(b.told, i) && (d.fired[j] || !b.toldIfFired)
 		}
 		if !told {
 			return true
@@ -562,29 +678,23 @@ func (d *Deriver) fires(r *row, b *bound, op wal.Op) bool {
 // deleted row it reports whether the predicate did not hold before: what was not
 // closed is closed by its deletion. A value before that is not known is no start.
 func (d *Deriver) became(r *row, b *bound, op wal.Op) bool {
-	holds := func(v wal.Value) bool {
-		if b.Becomes.Set {
-			return v.Kind == wal.Text
-		}
-		return v.Kind == wal.Text && slices.Contains(b.Becomes.Values, string(v.Text))
-	}
 	c := &d.rec.cells[b.becomes]
-	before := holds(wal.Value{Kind: wal.Null})
-	known := true
+	var before, known bool
 	switch c.tag {
 	case slotText:
-		before = holds(wal.Value{Kind: wal.Text, Text: c.text})
+		known, before = true, b.Becomes.holds(wal.Value{Kind: wal.Text, Text: c.text})
 	case slotNull:
-	default:
-		known = false
+		known, before = true, b.Becomes.holds(wal.Value{Kind: wal.Null})
+	case slotDigest: // a longer text than any short one
+		known, before = b.Becomes.Set || b.Becomes.Unset, b.Becomes.Set
 	}
 	switch op {
 	case wal.Insert:
-		return holds(r.new[b.becomes])
+		return b.Becomes.holds(r.new[b.becomes])
 	case wal.Delete:
 		return !known || !before
 	}
-	return known && !before && r.new[b.becomes].Kind != wal.Unchanged && holds(r.new[b.becomes])
+	return known && !before && b.Becomes.holds(r.new[b.becomes])
 }
 
 // moved reports whether the column went the rule's way. Dates and times in ISO

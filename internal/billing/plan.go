@@ -5,7 +5,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cockroachdb/apd/v3"
+
 	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/expr"
 	"github.com/billhook/billhook/internal/wal"
 )
 
@@ -46,16 +49,16 @@ func catalogue(e *Entity, r role) []*Rule {
 	case Packages:
 		add(Rule{Event: name("assign"), On: OnInsert})
 		if e.Activate != nil {
-			add(Rule{Event: name("activate"), On: OnInsert | OnUpdate, Becomes: e.Activate})
+			add(Rule{Event: name("activate"), On: OnInsert | OnUpdate, Test: *e.Activate})
 		}
 		if e.Renew != nil {
-			add(Rule{Event: name("renew"), On: OnUpdate, Moves: e.Renew})
+			add(Rule{Event: name("renew"), On: OnUpdate, Test: *e.Renew})
 		}
 		if e.Deactivate != nil {
-			add(Rule{Event: name("deactivate"), On: OnUpdate, Becomes: e.Deactivate})
+			add(Rule{Event: name("deactivate"), On: OnUpdate, Test: *e.Deactivate})
 		}
 		if e.Close != nil {
-			add(Rule{Event: name("close"), On: OnUpdate | OnDelete, Becomes: e.Close})
+			add(Rule{Event: name("close"), On: OnUpdate | OnDelete, Test: *e.Close})
 		}
 		return rules
 	default:
@@ -63,34 +66,89 @@ func catalogue(e *Entity, r role) []*Rule {
 		add(Rule{Event: name("update"), On: OnUpdate, anyChange: true})
 	}
 	if e.CustomFields != nil && e.CustomFields.Table == nil {
-		add(Rule{Event: name("custom_fields.update"), On: OnUpdate, Changes: e.CustomFields.Columns, told: e.CustomFields.Columns})
+		add(Rule{Event: name("custom_fields.update"), On: OnUpdate, Test: Test{Changes: e.CustomFields.Columns}, told: e.CustomFields.Columns})
 	}
 	if e.Balance != nil && e.Balance.Table == nil {
 		rules = append(rules, balanceRules(e)...)
 	}
 	if e.Archive != nil {
-		add(Rule{Event: name("archive"), On: OnUpdate, Becomes: e.Archive, told: []string{e.Archive.Column}})
+		archive := Rule{Event: name("archive"), On: OnUpdate, Test: *e.Archive, toldIfFired: true}
+		if e.Archive.Becomes != nil {
+			archive.told = []string{e.Archive.Becomes.Column}
+		}
+		add(archive)
 	}
 	add(Rule{Event: name("delete"), On: OnDelete})
 	return rules
 }
 
 func balanceRules(e *Entity) []*Rule {
-	t := Threshold{Column: e.Balance.Column, OnCreate: e.Balance.OnCreate, PerChange: e.Balance.PerChange}
+	t := Threshold{
+		Amount: e.Balance.Amount, Value: e.Balance.Value, Hysteresis: e.Balance.Hysteresis,
+		OnCreate: e.Balance.OnCreate, PerChange: e.Balance.PerChange,
+	}
 	down, up := t, t
 	down.Below = true
+	told := e.Balance.Amount.Columns()[:1]
 	return []*Rule{
-		{Event: event.Type(e.Name + ".balance_zero"), Entity: e.Name, On: OnInsert | OnUpdate, Threshold: &down},
-		{Event: event.Type(e.Name + ".balance_notzero"), Entity: e.Name, On: OnUpdate, Threshold: &up},
+		{Event: event.Type(e.Name + ".balance_zero"), Entity: e.Name, On: OnInsert | OnUpdate, Threshold: &down, told: told},
+		{Event: event.Type(e.Name + ".balance_notzero"), Entity: e.Name, On: OnUpdate, Threshold: &up, told: told},
 	}
 }
 
 // gauge is one threshold of a table: the pair of rules on either side share it,
 // and it is where the side last seen is remembered.
 type gauge struct {
-	column int
-	value  Decimal
-	name   string
+	name      string
+	columns   []int
+	amount    *expr.Number // nil when it is the one column itself
+	value     Decimal
+	back      Decimal // value with hysteresis
+	hysteric  bool
+	perChange bool
+}
+
+// stand says where the amount is. text gives a column's value; it returns false
+// for one that is NULL or not known.
+func (g *gauge) stand(text func(column int) ([]byte, bool)) standing {
+	if g.amount == nil {
+		t, ok := text(g.columns[0])
+		switch {
+		case !ok:
+			return nowhere
+		case !g.hysteric:
+			return g.value.stand(t)
+		}
+		return g.between(g.value.stand(t), g.back.stand(t))
+	}
+	v, ok := g.amount.Eval(func(i int) (*apd.Decimal, bool) {
+		t, ok := text(g.columns[i])
+		if !ok {
+			return nil, false
+		}
+		d, _, err := apd.NewFromString(string(t))
+		return d, err == nil
+	})
+	switch {
+	case !ok:
+		return nowhere
+	case !g.hysteric:
+		return g.value.compare(v)
+	}
+	return g.between(g.value.compare(v), g.back.compare(v))
+}
+
+// between joins the two thresholds of a gauge with hysteresis: at or below the
+// lower is below, at or above the upper is above, and what is in between tells
+// nothing, so that the side last seen stays.
+func (g *gauge) between(lower, upper standing) standing {
+	switch {
+	case lower == below || lower == at:
+		return below
+	case upper == above || upper == at:
+		return above
+	}
+	return nowhere
 }
 
 // bound is a rule with its columns found in a relation.
@@ -101,6 +159,7 @@ type bound struct {
 	moves   int   // column of Moves, or -1
 	changes []int // columns of Changes
 	told    []int // columns of told
+	seen    []int // columns whose old value the condition looks at
 }
 
 // watch is how a column is remembered.
@@ -123,12 +182,13 @@ type plan struct {
 
 	field struct{ client, name, value int } // of a fieldRow
 
-	rules  []bound
-	gauges []gauge
-	watch  []watch
-	quiet  []bool // columns whose change is no update: ignored, or told elsewhere
-	hidden []bool // excluded columns
-	masked []bool
+	rules     []bound
+	gauges    []gauge
+	perChange bool // one of the gauges judges every change
+	watch     []watch
+	quiet     []bool // columns whose change is no update: ignored, or told elsewhere
+	hidden    []bool // excluded columns
+	masked    []bool
 
 	full    bool // old rows come with the stream: memory holds sides alone
 	layout  Layout
@@ -244,17 +304,25 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 		return i
 	}
 	use := "the event " + string(r.Event)
-	if r.Threshold != nil {
-		i := find(r.Threshold.Column, use)
-		if i < 0 {
-			return b, false
+	if t := r.Threshold; t != nil {
+		g := gauge{
+			name: "<" + t.Amount.String() + " " + t.Value.String() + " " + t.Hysteresis.String(), value: t.Value, back: t.Value.plus(t.Hysteresis),
+			hysteric: t.Hysteresis.d != nil, perChange: t.PerChange,
 		}
-		p.quiet[text(i)] = true
-		name := "<" + r.Threshold.Column + " " + r.Threshold.Value.String()
-		b.gauge = slices.IndexFunc(p.gauges, func(g gauge) bool { return g.name == name })
-		if b.gauge < 0 {
+		for _, name := range t.Amount.Columns() {
+			i := find(name, use)
+			if i < 0 {
+				return b, false
+			}
+			g.columns = append(g.columns, text(i))
+		}
+		if len(g.columns) != 1 || t.Amount.String() != t.Amount.Columns()[0] {
+			g.amount = t.Amount
+		}
+		if b.gauge = slices.IndexFunc(p.gauges, func(o gauge) bool { return o.name == g.name && o.perChange == g.perChange }); b.gauge < 0 {
 			b.gauge = len(p.gauges)
-			p.gauges = append(p.gauges, gauge{column: i, value: r.Threshold.Value, name: name})
+			p.gauges = append(p.gauges, g)
+			p.perChange = p.perChange || g.perChange
 		}
 	}
 	if r.Becomes != nil {
@@ -293,7 +361,7 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 		names, all := r.When.Columns("old")
 		for i, c := range p.rel.Columns {
 			if (all || slices.Contains(names, c.Name)) && !p.hidden[i] {
-				text(i)
+				b.seen = append(b.seen, text(i))
 			}
 		}
 		if _, all := r.When.Columns("changed"); all {
@@ -337,7 +405,7 @@ func (p *plan) needsText(column int) bool {
 		return true
 	}
 	return slices.ContainsFunc(p.rules, func(b bound) bool {
-		return b.becomes == column || b.moves == column || b.gauge >= 0 && p.gauges[b.gauge].column == column
+		return slices.Contains(b.seen, column) || b.becomes == column || b.moves == column || b.gauge >= 0 && slices.Contains(p.gauges[b.gauge].columns, column)
 	})
 }
 

@@ -16,11 +16,20 @@ type row struct {
 	old     []wal.Value
 	new     []wal.Value // nil: gone
 	told    bool        // its event was told with another row's (custom fields)
+	void    bool        // its table was truncated since
+
+	// path is what new was before, where a gauge judges every change.
+	path []image
 }
+
+// image is a row version inside the transaction.
+type image []wal.Value
 
 // op is the row's net operation, or 0 if it came and went.
 func (r *row) op() wal.Op {
 	switch {
+	case r.void:
+		return 0
 	case r.existed && r.new != nil:
 		return wal.Update
 	case r.existed:
@@ -36,6 +45,8 @@ func (r *row) op() wal.Op {
 type transaction struct {
 	begin wal.Begin
 	rows  []row
+	// truncated are the plans of tables that were truncated, in order.
+	truncated []*plan
 	// index finds a row by its present key. It is built at the second change, so
 	// that the many transactions of one change never pay for it.
 	index   map[string]int
@@ -49,6 +60,7 @@ func (t *transaction) reset(b wal.Begin) {
 	t.begin = b
 	clear(t.rows)
 	t.rows = t.rows[:0]
+	t.truncated = t.truncated[:0]
 	if t.indexed {
 		if len(t.index) > 4096 {
 			t.index = nil // a huge map would make every later reset slow
@@ -128,7 +140,9 @@ func (t *transaction) find(key []byte) *row {
 			t.index = map[string]int{}
 		}
 		for i := range t.rows {
-			t.index[string(t.rows[i].key)] = i
+			if !t.rows[i].void {
+				t.index[string(t.rows[i].key)] = i
+			}
 		}
 	}
 	if i, ok := t.index[string(key)]; ok {
@@ -147,6 +161,9 @@ func (t *transaction) add(r row) {
 // merge lays a newer tuple over the row's; an unchanged TOAST value stays what it was.
 func (t *transaction) merge(r *row, tuple wal.Tuple) {
 	next := t.copyTuple(tuple)
+	if r.perChange {
+		r.path = append(r.path, r.new)
+	}
 	if len(r.new) == len(next) {
 		for i := range next {
 			if next[i].Kind == wal.Unchanged {
@@ -237,4 +254,17 @@ func (t *transaction) change(p *plan, c *wal.Change, scratch []byte) (scratchOut
 		t.add(row{plan: p, key: t.copyText(oldKey), existed: true, oldFull: full, old: t.copyTuple(c.Old)})
 	}
 	return scratch, true
+}
+
+// truncate voids what the transaction has done to a table so far.
+func (t *transaction) truncate(p *plan) {
+	t.truncated = append(t.truncated, p)
+	for i := range t.rows {
+		if r := &t.rows[i]; r.mapped == p.mapped {
+			r.void = true
+			if t.indexed {
+				delete(t.index, string(r.key))
+			}
+		}
+	}
 }
