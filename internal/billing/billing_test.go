@@ -52,7 +52,6 @@ type script struct {
 	rels     map[string]*wal.Relation
 	primary  map[string]bool                 // "table.column" of primary keys
 	rows     map[string]map[string]wal.Tuple // table -> key -> row
-	saved    map[string]map[string]wal.Tuple
 	lsn      wal.LSN
 	out      strings.Builder
 	events   []told
