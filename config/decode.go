@@ -32,6 +32,7 @@ type decoder struct {
 
 	errs   Errors
 	failed map[string]bool   // fields that have an error already
+	meant  map[string]bool   // fields that an unknown key probably meant
 	pos    map[string]Pos    // place of each field that the file has
 	raw    map[string]string // fields whose text came from ${}: as written
 	files  []string
@@ -51,7 +52,7 @@ func newDecoder(name string, data []byte, env Lookup) *decoder {
 	}
 	return &decoder{
 		file: name, dir: dir, src: data, env: env, files: []string{name},
-		failed: map[string]bool{}, pos: map[string]Pos{}, raw: map[string]string{}, active: map[*yaml.Node]bool{},
+		failed: map[string]bool{}, meant: map[string]bool{}, pos: map[string]Pos{}, raw: map[string]string{}, active: map[*yaml.Node]bool{},
 	}
 }
 
@@ -357,7 +358,9 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, field string, tag reflec
 	case *Table:
 		parseScalar(d, n, field, p, ParseTable, "a table name", "write schema.table, such as public.clients")
 	case *StatusClass:
-		parseScalar(d, n, field, p, ParseStatusClass, "an HTTP status or a class", "write a status such as 429 or a class such as 5xx")
+		parseScalar(d, n, field, p, ParseStatusClass, "an HTTP status or a class", "write a status such as 429, a class such as 5xx or a range such as 500-504")
+	case *ExitCode:
+		parseScalar(d, n, field, p, ParseExitCode, "an exit code", "write a code from 0 to 255, or a range such as 10-19")
 	case *Addresses:
 		if n.Kind != yaml.SequenceNode {
 			d.wrongKind(n, field, "a list")
@@ -596,7 +599,6 @@ func (d *decoder) decodeStruct(n *yaml.Node, v reflect.Value, field string) {
 	seen := map[string]*yaml.Node{}
 	values := map[string]*yaml.Node{}
 	merged := false
-	meant := map[string]bool{} // fields that an unknown key probably meant
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		if !d.key(key, field, seen) {
@@ -605,7 +607,7 @@ func (d *decoder) decodeStruct(n *yaml.Node, v reflect.Value, field string) {
 		}
 		if !slices.Contains(names, key.Value) {
 			guess, remedy := d.unknown(key.Value, fields, names)
-			meant[guess] = true
+			d.meant[join(field, guess)] = true
 			d.add(d.at(key, join(field, key.Value)), "there is no such key here", remedy)
 			continue
 		}
@@ -616,7 +618,7 @@ func (d *decoder) decodeStruct(n *yaml.Node, v reflect.Value, field string) {
 	for _, f := range fields {
 		if value, ok := values[f.name]; ok {
 			d.decode(value, v.FieldByIndex(f.index), join(field, f.name), f.tag)
-		} else if f.required && !meant[f.name] && !merged {
+		} else if f.required && !d.meant[join(field, f.name)] && !merged {
 			d.add(d.at(n, join(field, f.name)), "it is missing", "add "+f.name+sample(f))
 		}
 		if p, ok := v.FieldByIndex(f.index).Addr().Interface().(*Defaults); ok {

@@ -96,24 +96,8 @@ func (h *Handler) setConcurrency() {
 	}
 }
 
-func (h *HTTP) setDefaults() {
-	*h = HTTP{ConnectTimeout: 5 * time.Second}
-	h.Statuses.setDefaults()
-}
+func (h *HTTP) setDefaults() { *h = HTTP{Method: "POST", ConnectTimeout: 5 * time.Second} }
 
-func (s *Statuses) setDefaults() {
-	*s = Statuses{
-		Success:   []StatusClass{"2xx"},
-		Retry:     []StatusClass{"408", "409", "425", "429", "5xx"},
-		Permanent: []StatusClass{"1xx", "3xx", "4xx"},
-	}
-}
+func (t *TLS) setDefaults() { *t = TLS{MinVersion: "1.2"} }
 
-func (s *Script) setDefaults() {
-	*s = Script{KillGrace: 5 * time.Second}
-	s.ExitCodes.setDefaults()
-}
-
-func (e *ExitCodes) setDefaults() {
-	*e = ExitCodes{Success: []int{0}, Retry: []int{75}, Permanent: []int{64, 65, 77, 78}, Other: "retry"}
-}
+func (s *Script) setDefaults() { *s = Script{KillGrace: 5 * time.Second} }

@@ -200,10 +200,19 @@ type Breaker struct {
 
 // HTTP is a URL that events are posted to.
 type HTTP struct {
-	// URL is where to post; http or https. It is shown to people, so secrets belong
-	// into headers.
-	URL string `yaml:"url" jsonschema:"required"`
-	// Headers are sent with each request.
+	// URL is where to send; http or https. Its path and query may hold template
+	// actions over the payload, such as {{.event.object_id}}. It is shown to people:
+	// a URL that is a secret itself comes by url_env or url_file.
+	URL string `yaml:"url,omitempty"`
+	// URLEnv names the environment variable that holds a secret URL.
+	URLEnv string `yaml:"url_env,omitempty"`
+	// URLFile names the file that holds a secret URL.
+	URLFile string `yaml:"url_file,omitempty"`
+	// SecretURL is the URL when it came by url_env or url_file.
+	SecretURL Secret `yaml:"-"`
+	// Method is the request's method.
+	Method string `yaml:"method,omitempty" jsonschema:"enum=POST,enum=PUT,enum=PATCH,enum=DELETE"`
+	// Headers are sent with each request. Values may hold template actions, as url may.
 	Headers map[string]Secret `yaml:"headers,omitempty"`
 	// Bearer is a token for the Authorization header.
 	Bearer Secret `yaml:"bearer,omitempty"`
@@ -230,7 +239,8 @@ type HTTP struct {
 	Secrets []SecretRef `yaml:"secrets,omitempty"`
 	// ConnectTimeout is the time for the connection alone.
 	ConnectTimeout time.Duration `yaml:"connect_timeout,omitempty"`
-	// Statuses says what an answer's status means.
+	// Statuses says what an answer's status means, where it is not what it usually
+	// means.
 	Statuses Statuses `yaml:"statuses,omitempty"`
 	// Allow lists the only addresses that may be called, and lifts deny for them.
 	Allow Addresses `yaml:"allow,omitempty"`
@@ -263,12 +273,15 @@ type TLS struct {
 	// ServerName is the name to expect in the receiver's certificate; by default the
 	// URL's host.
 	ServerName string `yaml:"server_name,omitempty"`
+	// MinVersion is the oldest version of TLS that is spoken.
+	MinVersion string `yaml:"min_version,omitempty" jsonschema:"enum=1.2,enum=1.3"`
 	// InsecureSkipVerify trusts any certificate. For tests only.
 	InsecureSkipVerify bool `yaml:"insecure_skip_verify,omitempty"`
 }
 
-// Statuses sorts HTTP statuses, such as 429, and classes, such as 5xx. A status
-// counts for more than its class; what is in no list is a permanent failure.
+// Statuses sorts HTTP statuses: 429, classes such as 5xx, ranges such as 500-504.
+// What is in no list means what it usually means: 2xx success; 408, 409, 425, 429
+// and 5xx retry; everything else permanent.
 type Statuses struct {
 	// Success lists what counts as delivered.
 	Success []StatusClass `yaml:"success,omitempty"`
@@ -300,28 +313,44 @@ type Script struct {
 	Env map[string]Secret `yaml:"env,omitempty"`
 	// EnvPass lists variables of Billhook's own environment to pass on.
 	EnvPass []string `yaml:"env_pass,omitempty"`
-	// Workdir is the working directory; by default a fresh empty one.
+	// Workdir is the working directory; by default the root directory.
 	Workdir string `yaml:"workdir,omitempty"`
-	// User is the user to run as. Needs Billhook to run as root.
+	// User is the user to run as, by name or number. Needs Billhook to run as root.
 	User string `yaml:"user,omitempty"`
-	// Group is the group to run as; by default the user's own.
+	// Group is the group to run as, by name or number; by default the user's own.
 	Group string `yaml:"group,omitempty"`
-	// ExitCodes says what an exit code means.
+	// ExitCodes says what an exit code means, where it is not what it usually means.
 	ExitCodes ExitCodes `yaml:"exit_codes,omitempty"`
 	// KillGrace is the time between SIGTERM and SIGKILL.
 	KillGrace time.Duration `yaml:"kill_grace,omitempty"`
+	// Limits bounds what a run may use.
+	Limits Limits `yaml:"limits,omitempty"`
 }
 
-// ExitCodes sorts a script's exit codes.
+// ExitCodes sorts exit codes: 75, ranges such as 10-19. What is in no list means
+// what it usually means: 0 success; 64, 65, 77 and 78 permanent; everything else
+// retry.
 type ExitCodes struct {
 	// Success lists what counts as delivered.
-	Success []int `yaml:"success,omitempty"`
+	Success []ExitCode `yaml:"success,omitempty"`
 	// Retry lists what is tried again.
-	Retry []int `yaml:"retry,omitempty"`
+	Retry []ExitCode `yaml:"retry,omitempty"`
 	// Permanent lists what is not tried again.
-	Permanent []int `yaml:"permanent,omitempty"`
-	// Other says what every other code means: retry or permanent.
-	Other string `yaml:"other,omitempty" jsonschema:"enum=retry,enum=permanent"`
+	Permanent []ExitCode `yaml:"permanent,omitempty"`
+}
+
+// Limits bounds what a run may use; what is not given is not limited.
+type Limits struct {
+	// OpenFiles is how many files a process may have open.
+	OpenFiles int `yaml:"open_files,omitempty" jsonschema:"minimum=1,maximum=1000000000"`
+	// Processes is how many processes the user may have: of use with a user of its own.
+	Processes int `yaml:"processes,omitempty" jsonschema:"minimum=1,maximum=1000000000"`
+	// AddressSpace is the memory that a process may map.
+	AddressSpace ByteSize `yaml:"address_space,omitempty"`
+	// FileSize is how large a file may be written.
+	FileSize ByteSize `yaml:"file_size,omitempty"`
+	// CPU is the processor time of a process.
+	CPU time.Duration `yaml:"cpu,omitempty"`
 }
 
 // Plugin is a program that speaks Billhook's plugin protocol.

@@ -213,6 +213,9 @@ func (d *decoder) one(at, remedy string, names ...string) bool {
 		if d.has(join(at, n)) {
 			given = append(given, n)
 		}
+		if d.meant[join(at, n)] {
+			return false
+		}
 	}
 	list := strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
 	switch len(given) {

@@ -216,8 +216,19 @@ func (d *decoder) positiveSize(field string, v ByteSize) {
 }
 
 func (d *decoder) http(at string, h *HTTP) {
-	if d.has(at + ".url") {
-		d.url(at+".url", h.URL)
+	if d.one(at, "add url: https://...", "url", "url_env", "url_file") {
+		if d.has(at + ".url") {
+			d.url(at+".url", h.URL, d.show(at+".url", h.URL))
+		} else {
+			d.resolve(at, "", "url_env", "url_file", &h.SecretURL, &h.URLEnv, &h.URLFile)
+			field := at + ".url_env"
+			if d.has(at + ".url_file") {
+				field = at + ".url_file"
+			}
+			if h.SecretURL != "" {
+				d.url(field, h.SecretURL.Reveal(), "what it names")
+			}
+		}
 	}
 	for _, name := range sortedKeys(h.Headers) {
 		d.header(at+".headers["+name+"]", name, h.Headers[name].Reveal())
@@ -244,7 +255,7 @@ func (d *decoder) http(at string, h *HTTP) {
 		if (t.CertFile == "") != (t.KeyFile == "") {
 			d.fail(at+".tls", "cert_file and key_file go together", "give both, or neither")
 		}
-		if strings.HasPrefix(h.URL, "http://") {
+		if strings.HasPrefix(h.URL, "http://") || strings.HasPrefix(h.SecretURL.Reveal(), "http://") {
 			d.fail(at+".tls", "the url is http, which has no TLS", "write https:// in url, or remove tls")
 		}
 	}
@@ -277,11 +288,7 @@ func (d *decoder) http(at string, h *HTTP) {
 		}
 	}
 	d.positive(at+".connect_timeout", h.ConnectTimeout, "5s")
-	classes := []list[StatusClass]{{"success", &h.Statuses.Success}, {"retry", &h.Statuses.Retry}, {"permanent", &h.Statuses.Permanent}}
-	sortOut(d, at+".statuses", classes)
-	if len(h.Statuses.Success) == 0 {
-		d.fail(at+".statuses.success", "the list is empty: nothing would count as delivered", "write [2xx]")
-	}
+	sortOut(d, at+".statuses", h.Statuses.Success, h.Statuses.Retry, h.Statuses.Permanent)
 	for i, p := range h.Deny {
 		if slices.Contains(h.Allow, p) {
 			d.fail(at+".deny", "the network "+h.Deny[i].String()+" stands in allow too", "remove it from one of the two")
@@ -289,44 +296,49 @@ func (d *decoder) http(at string, h *HTTP) {
 	}
 }
 
-// list is one of several lists that share a set of values among them.
-type list[T comparable] struct {
-	name  string
-	items *[]T
-}
-
-// sortOut demands that no value stands in two lists, or twice in one. What the file
-// names is taken out of the default lists.
-func sortOut[T comparable](d *decoder, at string, lists []list[T]) {
-	owner := map[T]string{}
-	for _, l := range lists {
-		if !d.has(at + "." + l.name) {
-			continue
+// sortOut demands that no code is in two of the lists success, retry and permanent,
+// or twice in one.
+func sortOut[T interface {
+	~string
+	Range() (from, to int)
+}](d *decoder, at string, lists ...[]T,
+) {
+	type use struct {
+		code T
+		list string
+	}
+	var uses []use
+	for i, name := range []string{"success", "retry", "permanent"} {
+		if d.has(at+"."+name) && len(lists[i]) == 0 {
+			d.fail(at+"."+name, "the list is empty", "remove it")
 		}
-		for i, v := range *l.items {
-			f := item(at+"."+l.name, i)
+		for j, code := range lists[i] {
+			f := item(at+"."+name, j)
 			if d.failed[f] {
 				continue
 			}
-			if first, dup := owner[v]; dup {
-				d.fail(f, fmt.Sprintf("%v stands in %s already", v, first), "keep it in one place")
-				continue
+			from, to := code.Range()
+			for _, u := range uses {
+				if first, last := u.code.Range(); from <= last && first <= to {
+					d.fail(f, fmt.Sprintf("%s is covered by %s in %s already", code, u.code, u.list), "a code belongs into one list")
+					break
+				}
 			}
-			owner[v] = l.name
-		}
-	}
-	for _, l := range lists {
-		if !d.has(at + "." + l.name) {
-			*l.items = slices.DeleteFunc(slices.Clone(*l.items), func(v T) bool { return owner[v] != "" })
+			uses = append(uses, use{code, name})
 		}
 	}
 }
 
-func (d *decoder) url(field, text string) {
-	shown := d.show(field, text)
-	u, err := url.Parse(text)
+// url judges a URL; shown stands for it in errors.
+func (d *decoder) url(field, text, shown string) {
+	plain, closed := withoutActions(text)
+	if !closed {
+		d.fail(field, shown+" has a {{ without }}", "write {{.event.object_id}}, say")
+		return
+	}
+	u, err := url.Parse(plain)
 	switch {
-	case err != nil || strings.ContainsAny(text, " \t"):
+	case err != nil || strings.ContainsAny(plain, " \t\r\n"):
 		d.fail(field, shown+" is not a URL", "write https://host/path")
 	case u.Scheme == "" || u.Opaque != "" || u.Host == "" && u.Scheme != "http" && u.Scheme != "https":
 		d.fail(field, shown+" is not a whole URL", "write https:// or http:// before the host")
@@ -336,6 +348,8 @@ func (d *decoder) url(field, text string) {
 		d.fail(field, shown+" names no host", "write https://host/path")
 	case u.User != nil:
 		d.fail(field, "it holds a user name or password, which would be shown to people", "use basic instead")
+	case strings.Contains(plain[:strings.Index(plain, u.Host)+len(u.Host)], actionMark):
+		d.fail(field, shown+" has a template action in its host", "use actions in path and query only")
 	case u.Fragment != "":
 		d.fail(field, shown+" has a fragment, which is never sent", "remove # and what follows it")
 	}
@@ -344,6 +358,26 @@ func (d *decoder) url(field, text string) {
 	}
 	if port, err := strconv.Atoi(u.Port()); err != nil || port < 1 || port > 65535 {
 		d.fail(field, shown+" has the port "+u.Port(), "write a port from 1 to 65535")
+	}
+}
+
+// actionMark stands for a template action while a URL is judged.
+const actionMark = "TEMPLATE-ACTION"
+
+// withoutActions replaces each {{...}} by actionMark. closed is false when one is
+// not closed.
+func withoutActions(s string) (plain string, closed bool) {
+	var b strings.Builder
+	for {
+		before, rest, found := strings.Cut(s, "{{")
+		b.WriteString(before)
+		if !found {
+			return b.String(), true
+		}
+		if _, s, found = strings.Cut(rest, "}}"); !found {
+			return "", false
+		}
+		b.WriteString(actionMark)
 	}
 }
 
@@ -367,8 +401,7 @@ func (d *decoder) header(field, name, value string) {
 	}
 }
 
-// signingKey judges a secret in the form of the Standard Webhooks specification;
-// other text is used as it is.
+// signingKey judges a secret in the form of the Standard Webhooks specification.
 func (d *decoder) signingKey(at, base string, s Secret) {
 	if s == "" {
 		return
@@ -379,12 +412,9 @@ func (d *decoder) signingKey(at, base string, s Secret) {
 			field = at + "." + base + suffix
 		}
 	}
-	if encoded, ok := strings.CutPrefix(s.Reveal(), "whsec_"); ok {
-		if key, err := base64.StdEncoding.DecodeString(encoded); err != nil || len(key) < 24 || len(key) > 64 {
-			d.fail(field, "after whsec_ it is not base64 of 24 to 64 bytes", "make one with: echo whsec_$(openssl rand -base64 32)")
-		}
-	} else if len(s) < 16 {
-		d.fail(field, "the signing secret is shorter than 16 characters", "make one with: echo whsec_$(openssl rand -base64 32)")
+	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(s.Reveal(), "whsec_"))
+	if err != nil || len(key) < 24 || len(key) > 64 {
+		d.fail(field, "it is not whsec_ and the base64 of 24 to 64 bytes", "make one with: echo whsec_$(openssl rand -base64 32)")
 	}
 }
 
@@ -416,21 +446,16 @@ func (d *decoder) script(at string, s *Script) {
 		d.reserved(f, name)
 	}
 	d.path(at+".workdir", &s.Workdir)
-	if s.Group != "" && s.User == "" {
-		d.fail(at+".group", "group stands without user", "add user")
-	}
 	d.positive(at+".kill_grace", s.KillGrace, "5s")
-	codes := []list[int]{{"success", &s.ExitCodes.Success}, {"retry", &s.ExitCodes.Retry}, {"permanent", &s.ExitCodes.Permanent}}
-	for _, l := range codes {
-		for i, c := range *l.items {
-			if c < 0 || c > 255 {
-				d.fail(item(at+".exit_codes."+l.name, i), fmt.Sprintf("%d is no exit code", c), "give a number from 0 to 255")
-			}
-		}
+	sortOut(d, at+".exit_codes", s.ExitCodes.Success, s.ExitCodes.Retry, s.ExitCodes.Permanent)
+	if d.has(at + ".limits.address_space") {
+		d.positiveSize(at+".limits.address_space", s.Limits.AddressSpace)
 	}
-	sortOut(d, at+".exit_codes", codes)
-	if len(s.ExitCodes.Success) == 0 {
-		d.fail(at+".exit_codes.success", "the list is empty: nothing would count as delivered", "write [0]")
+	if d.has(at + ".limits.file_size") {
+		d.positiveSize(at+".limits.file_size", s.Limits.FileSize)
+	}
+	if d.has(at + ".limits.cpu") {
+		d.positive(at+".limits.cpu", s.Limits.CPU, "10s")
 	}
 }
 
@@ -535,7 +560,7 @@ func (d *decoder) secret(at, base string, required bool, value *Secret, env, fil
 
 func (d *decoder) resolve(at, base, envName, fileName string, value *Secret, env, file *string) {
 	switch {
-	case d.has(join(at, base)):
+	case base != "" && d.has(join(at, base)):
 		if *value == "" {
 			d.fail(join(at, base), "it is empty", "give a value, or remove the key")
 		}

@@ -367,19 +367,63 @@ func parseAddresses(s string) (Addresses, error) {
 	return as, nil
 }
 
-// StatusClass is an HTTP status such as "429" or a class such as "5xx".
+// StatusClass is an HTTP status such as "429", a class such as "5xx" or a range
+// such as "500-504".
 type StatusClass string
 
-// ParseStatusClass reads a status from 100 to 599 or a class from 1xx to 5xx.
+// ParseStatusClass reads statuses from 100 to 599.
 func ParseStatusClass(s string) (StatusClass, error) {
-	if len(s) == 3 && s[0] >= '1' && s[0] <= '5' && (s[1:] == "xx" || allDigits(s[1:])) {
+	if len(s) == 3 && s[0] >= '1' && s[0] <= '5' && s[1:] == "xx" {
 		return StatusClass(s), nil
 	}
-	return "", fmt.Errorf("%q is neither an HTTP status nor a class", s)
+	if err := codes(s, 100, 599); err != nil {
+		return "", fmt.Errorf("%q is neither an HTTP status nor a class", s)
+	}
+	return StatusClass(s), nil
 }
 
-// Matches reports whether the status is meant.
-func (c StatusClass) Matches(status int) bool {
-	s := strconv.Itoa(status)
-	return len(s) == 3 && len(c) == 3 && (s == string(c) || c[1:] == "xx" && s[0] == c[0])
+// Range returns the first and the last status that are meant.
+func (c StatusClass) Range() (from, to int) {
+	if hundreds, ok := strings.CutSuffix(string(c), "xx"); ok {
+		n, _ := strconv.Atoi(hundreds)
+		return n * 100, n*100 + 99
+	}
+	return codeRange(string(c))
+}
+
+// ExitCode is an exit code such as "75", or a range such as "10-19".
+type ExitCode string
+
+// ParseExitCode reads codes from 0 to 255.
+func ParseExitCode(s string) (ExitCode, error) {
+	if err := codes(s, 0, 255); err != nil {
+		return "", fmt.Errorf("%q is no exit code", s)
+	}
+	return ExitCode(s), nil
+}
+
+// Range returns the first and the last code that are meant.
+func (c ExitCode) Range() (from, to int) { return codeRange(string(c)) }
+
+// codes checks a code or a range of codes within bounds.
+func codes(s string, lowest, highest int) error {
+	for _, part := range strings.SplitN(s, "-", 2) {
+		if !allDigits(part) || len(part) > 3 || len(part) > 1 && part[0] == '0' {
+			return fmt.Errorf("%q is no code", s)
+		}
+	}
+	if from, to := codeRange(s); from < lowest || to > highest || from > to {
+		return fmt.Errorf("%q is out of range", s)
+	}
+	return nil
+}
+
+func codeRange(s string) (from, to int) {
+	first, last, isRange := strings.Cut(s, "-")
+	if !isRange {
+		last = first
+	}
+	from, _ = strconv.Atoi(first)
+	to, _ = strconv.Atoi(last)
+	return from, to
 }
