@@ -70,9 +70,9 @@ type Entity struct {
 	Name string // Clients, Accounts or Packages
 	Table
 	Key []string // key columns, in order; they must be part of the replica identity
-	// Client is the column that leads to the client, and so is the lane. It is
+	// Client are the columns that lead to the client, and so are the lane. It is
 	// empty for Clients, whose lane is its own key.
-	Client string
+	Client []string
 
 	Ignore  []string // alone, they make no update event
 	Mask    []string // shown as "***"
@@ -146,9 +146,9 @@ type CustomFields struct {
 	Columns []string
 
 	Table  *Table
-	Client string // column that leads to the client
-	Name   string // column with the field's name
-	Value  string // column with the field's value
+	Client []string // columns that lead to the client
+	Name   string   // column with the field's name
+	Value  string   // column with the field's value
 }
 
 // Ops is a set of operations.

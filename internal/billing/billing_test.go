@@ -301,9 +301,9 @@ func mappings(t *testing.T) map[string]Mapping {
 	public := func(name string) Table { return Table{"public", name} }
 	side := public("clients_balances")
 	fields := public("clients_custom_fields")
-	accounts := Entity{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: "clients_id", Mask: []string{"password"}, Ignore: []string{"m_dt"}}
+	accounts := Entity{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: []string{"clients_id"}, Mask: []string{"password"}, Ignore: []string{"m_dt"}}
 	packages := Entity{
-		Name: Packages, Table: public("clients_packages"), Key: []string{"id"}, Client: "clients_id",
+		Name: Packages, Table: public("clients_packages"), Key: []string{"id"}, Client: []string{"clients_id"},
 		Activate:   &Test{Becomes: &Predicate{Column: "condition", Values: []string{"activated"}}},
 		Deactivate: &Test{Becomes: &Predicate{Column: "condition", Values: []string{"deactivated"}}},
 		Renew:      &Test{Moves: &Move{Column: "period_start_dt"}},
@@ -315,7 +315,7 @@ func mappings(t *testing.T) map[string]Mapping {
 				Name: Clients, Table: public("clients"), Key: []string{"id"}, Ignore: []string{"m_dt"}, Mask: []string{"tax_id"}, Exclude: []string{"notes"},
 				Archive:      &Test{Becomes: &Predicate{Column: "status", Values: []string{"archive"}}},
 				Balance:      &Balance{Table: &side, Key: []string{"clients_id"}, Amount: mustNumber(t, "balance")},
-				CustomFields: &CustomFields{Table: &fields, Client: "clients_id", Name: "field_key", Value: "value"},
+				CustomFields: &CustomFields{Table: &fields, Client: []string{"clients_id"}, Name: "field_key", Value: "value"},
 			},
 			accounts, packages,
 		}},
@@ -337,7 +337,7 @@ func mappings(t *testing.T) map[string]Mapping {
 				Archive: &Test{Becomes: &Predicate{Column: "phone", Unset: true}},
 				Balance: &Balance{Amount: mustNumber(t, "balance + credit"), Value: mustDecimal(t, "5"), Hysteresis: mustDecimal(t, "2.5")},
 			},
-			{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: "clients_id"},
+			{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: []string{"clients_id"}},
 		}, Rules: []Rule{
 			{Event: "accounts.low", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "-1"), Below: true, PerChange: true}},
 			{Event: "accounts.well", Entity: Accounts, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "-1"), PerChange: true}},

@@ -40,6 +40,7 @@ type Deriver struct {
 	plans    map[*wal.Relation]*plan
 	lastRel  *wal.Relation
 	lastPlan *plan
+	doubted  []uint32
 
 	layouts       []Layout
 	layoutsLoaded bool
@@ -140,8 +141,11 @@ func (d *Deriver) Begin(timeline uint32, b wal.Begin) {
 	d.tx.reset(b)
 }
 
-// Discard forgets the open transaction and what the connection said of relations.
-func (d *Deriver) Discard() {
+// Reset forgets the open transaction and what an earlier connection said of
+// relations. doubted are the relations whose full old rows cannot be trusted, see
+// wal.Decoder.Doubt: their rows are remembered as if they had no old rows.
+func (d *Deriver) Reset(doubted ...uint32) {
+	d.doubted = doubted
 	d.tx.reset(wal.Begin{})
 	clear(d.plans)
 	d.lastRel, d.lastPlan = nil, nil
@@ -158,7 +162,7 @@ func (d *Deriver) plan(rel *wal.Relation) *plan {
 	if !ok {
 		if m := d.tables[Table{rel.Schema, rel.Name}]; m != nil {
 			var notices []Notice
-			p, notices = newPlan(m, rel)
+			p, notices = newPlan(m, rel, rel.Identity == wal.IdentityFull && !slices.Contains(d.doubted, rel.ID))
 			for _, n := range notices {
 				d.opts.Notice(n)
 			}
@@ -374,16 +378,24 @@ func (d *Deriver) identify(r *row) {
 		}
 	}
 	d.lane = d.lane[:0]
-	if r.entity.Client != "" && r.role == mainRow {
-		if r.plan.lane >= 0 {
-			if v, ok := d.value(r, r.plan.lane); ok && v.Kind == wal.Text {
-				d.lane = append(d.lane, v.Text...)
-				return
-			}
-		}
-		d.lane = append(append(d.lane, r.entity.Name...), ':')
+	if r.entity.Name == Clients {
+		d.lane = append(d.lane, d.object...)
+		return
 	}
-	d.lane = append(d.lane, d.object...)
+	for n, i := range r.plan.lane {
+		v, ok := d.value(r, i)
+		if !ok || v.Kind != wal.Text {
+			d.lane = d.lane[:0]
+			break
+		}
+		if n > 0 {
+			d.lane = append(d.lane, ',')
+		}
+		d.lane = append(d.lane, v.Text...)
+	}
+	if len(d.lane) == 0 {
+		d.lane = append(append(append(d.lane, r.entity.Name...), ':'), d.object...)
+	}
 }
 
 // crossing is what a gauge saw.

@@ -22,8 +22,8 @@ func (d *Deriver) group(mem Memory) (map[string][]int, error) {
 		if err := d.recall(r, mem, &d.rec); err != nil {
 			return nil, err
 		}
-		if v, ok := d.value(r, r.field.client); ok && v.Kind == wal.Text {
-			d.groups[string(v.Text)] = append(d.groups[string(v.Text)], i)
+		if d.identify(r); len(d.object) > 0 {
+			d.groups[string(d.object)] = append(d.groups[string(d.object)], i)
 		}
 	}
 	return d.groups, nil
@@ -113,7 +113,7 @@ func (d *Deriver) appendOwnFields(r *row) {
 	open := false
 	for i := range d.tx.rows {
 		f := &d.tx.rows[i]
-		if f.role != fieldRow || f.new == nil || f.entity != r.entity || string(f.new[f.field.client].Text) != string(d.object) {
+		if f.role != fieldRow || f.new == nil || f.entity != r.entity || !f.isOf(d.object) {
 			continue
 		}
 		name, value := f.new[f.field.name], f.new[f.field.value]
@@ -129,6 +129,18 @@ func (d *Deriver) appendOwnFields(r *row) {
 	if open {
 		d.data = append(d.data, '}')
 	}
+}
+
+// isOf reports whether a custom field row as it is now belongs to a client.
+func (r *row) isOf(client []byte) bool {
+	var b []byte
+	for n, i := range r.object {
+		if n > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, r.new[i].Text...)
+	}
+	return string(b) == string(client)
 }
 
 // clientRow finds the row of a client in the open transaction, or nil.

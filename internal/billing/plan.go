@@ -178,9 +178,9 @@ type plan struct {
 	kinds  []kind // how each column is written as JSON
 	key    []int  // columns that name the row in memory
 	object []int  // columns that name the event's object
-	lane   int    // column that leads to the client, or -1: the row's own key
+	lane   []int  // columns that lead to the client; none: the row is a lane of its own
 
-	field struct{ client, name, value int } // of a fieldRow
+	field struct{ name, value int } // of a fieldRow
 
 	rules     []bound
 	gauges    []gauge
@@ -197,8 +197,9 @@ type plan struct {
 }
 
 // newPlan finds the columns of m in rel. What it cannot find is said in notices;
-// the rules that need it are left out. A plan without its key is nil.
-func newPlan(m *mapped, rel *wal.Relation) (p *plan, notices []Notice) {
+// the rules that need it are left out. A plan without its key is nil. full says
+// that whole old rows come with the stream.
+func newPlan(m *mapped, rel *wal.Relation, full bool) (p *plan, notices []Notice) {
 	note := func(format string, args ...any) {
 		notices = append(notices, Notice{Relation: rel, Text: fmt.Sprintf(format, args...)})
 	}
@@ -214,9 +215,9 @@ func newPlan(m *mapped, rel *wal.Relation) (p *plan, notices []Notice) {
 	}
 	n := len(rel.Columns)
 	p = &plan{
-		mapped: m, rel: rel, lane: -1,
+		mapped: m, rel: rel,
 		kinds: make([]kind, n), watch: make([]watch, n), quiet: make([]bool, n), hidden: make([]bool, n), masked: make([]bool, n),
-		full:    rel.Identity == wal.IdentityFull,
+		full:    full,
 		foreign: map[uint32][]target{},
 	}
 	for i, c := range rel.Columns {
@@ -232,8 +233,8 @@ func newPlan(m *mapped, rel *wal.Relation) (p *plan, notices []Notice) {
 		key = m.entity.Balance.Key
 	case fieldRow:
 		cf := m.entity.CustomFields
-		key = []string{cf.Client}
-		p.field.client, p.field.name, p.field.value = column(cf.Client), find(cf.Name, "the custom field's name"), find(cf.Value, "the custom field's value")
+		key = cf.Client
+		p.field.name, p.field.value = find(cf.Name, "the custom field's name"), find(cf.Value, "the custom field's value")
 		if p.field.name < 0 || p.field.value < 0 {
 			return nil, notices
 		}
@@ -249,8 +250,8 @@ func newPlan(m *mapped, rel *wal.Relation) (p *plan, notices []Notice) {
 	if m.role == fieldRow {
 		// A deleted row comes with its replica identity only, which need not be
 		// the client and the name.
-		p.key = []int{p.field.client, p.field.name}
-		if !p.full {
+		p.key = append(slices.Clone(p.object), p.field.name)
+		if rel.Identity != wal.IdentityFull {
 			p.key = p.key[:0:0]
 			for i, c := range rel.Columns {
 				if c.Key {
@@ -263,8 +264,15 @@ func newPlan(m *mapped, rel *wal.Relation) (p *plan, notices []Notice) {
 			}
 		}
 	}
-	if m.role == mainRow && m.entity.Client != "" {
-		p.lane = find(m.entity.Client, "the client")
+	if m.role == mainRow {
+		for _, name := range m.entity.Client {
+			i := find(name, "the client")
+			if i < 0 {
+				p.lane = nil // every row is its own lane then
+				break
+			}
+			p.lane = append(p.lane, i)
+		}
 	}
 
 	if m.role == mainRow && slices.ContainsFunc(m.rules, func(r *Rule) bool { return r.anyChange }) {
@@ -274,11 +282,14 @@ func newPlan(m *mapped, rel *wal.Relation) (p *plan, notices []Notice) {
 			}
 		}
 	}
-	if p.lane >= 0 {
-		p.watch[p.lane] = watchText
+	for _, i := range p.lane {
+		p.watch[i] = watchText
 	}
 	if m.role == fieldRow {
-		p.watch[p.field.client], p.watch[p.field.name], p.watch[p.field.value] = watchText, watchText, watchText
+		for _, i := range p.object {
+			p.watch[i] = watchText
+		}
+		p.watch[p.field.name], p.watch[p.field.value] = watchText, watchText
 		if p.masked[p.field.value] {
 			p.watch[p.field.value] = watchDigest
 		}
@@ -401,7 +412,7 @@ func (p *plan) plot() {
 
 // needsText reports whether a rule cannot judge the column by a digest.
 func (p *plan) needsText(column int) bool {
-	if column == p.lane || p.role == fieldRow && (column == p.field.client || column == p.field.name) {
+	if slices.Contains(p.lane, column) || p.role == fieldRow && (slices.Contains(p.object, column) || column == p.field.name) {
 		return true
 	}
 	return slices.ContainsFunc(p.rules, func(b bound) bool {
