@@ -1,0 +1,71 @@
+package journal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/billhook/billhook/internal/handler"
+)
+
+// Attempt is one try of an execution.
+type Attempt struct {
+	Number    int // from 1
+	Start     time.Time
+	Duration  time.Duration
+	OK        bool
+	Permanent bool // failed in a way that trying again will not cure
+	Error     string
+	Reason    handler.Reason
+	Code      int // HTTP status, exit code, gRPC code; -1: none
+	Request   handler.Exchange
+	Response  handler.Exchange
+}
+
+// Outcome is what became of an execution.
+type Outcome struct {
+	Execution uint64
+	// Attempt is the attempt that was made, nil for a change of status without
+	// one. Its Number must be one more than the execution's Attempts.
+	Attempt *Attempt
+	// Status is the new status: Pending to try again at NextAt.
+	Status Status
+	NextAt time.Time
+	// Error and Reason become the execution's LastError and LastReason. When
+	// empty and there is an Attempt, they are taken from it.
+	Error  string
+	Reason handler.Reason
+	// Also changes the status of other open executions in the same commit: the
+	// rest of a chain that was stopped. Those already final stay as they are.
+	Also []StatusChange
+}
+
+// StatusChange is the part of an Outcome that concerns another execution.
+type StatusChange struct {
+	Execution uint64
+	Status    Status
+	Error     string // becomes its LastError, such as "stopped by handler 7"
+}
+
+// Attempts returns the attempts of an execution in their order, none if there is
+// no such execution.
+func (j *Journal) Attempts(id uint64) ([]Attempt, error) {
+	if err := j.enter(); err != nil {
+		return nil, err
+	}
+	defer j.leave()
+	bk := j.buckets.Load().of(id)
+	if bk == nil {
+		return nil, nil
+	}
+	var list []Attempt
+	err := scan(j.db, appendID(appendLog(nil, bk.number, logAttempt), id), func(k, v []byte) error {
+		a, err := decodeAttempt(int(binary.BigEndian.Uint32(k[len(k)-4:])), v)
+		list = append(list, a)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attempts of execution %d: %w", id, err)
+	}
+	return list, nil
+}
