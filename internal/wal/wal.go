@@ -101,7 +101,7 @@ type OldKind uint8
 const (
 	OldNone OldKind = iota // no old tuple: Old is nil
 	OldKey                 // only replica identity columns are known; the others are Unknown
-	OldFull                // the whole old row (which leaves of a partitioned table may still fake, see Relation.Identity)
+	OldFull                // the whole old row (which leaves of a partitioned table may fake, see Decoder.Doubt)
 )
 
 // Change is one inserted, updated or deleted row. Old is nil for an insert, New

@@ -1,0 +1,247 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/billhook/billhook/internal/replication/catalog"
+)
+
+const (
+	connectTimeout = 15 * time.Second
+	checkTimeout   = 30 * time.Second
+	standbyPoll    = time.Second
+)
+
+// settings are sent with the connection, so that the text of values does not
+// hang on what somebody has set for the role or the database, and no timeout ends
+// a slot's creation.
+func settings() map[string]string {
+	return map[string]string{
+		"DateStyle":           "ISO, MDY",
+		"IntervalStyle":       "postgres",
+		"TimeZone":            "UTC",
+		"extra_float_digits":  "3",
+		"bytea_output":        "hex",
+		"client_encoding":     "UTF8",
+		"lc_monetary":         "C",
+		"search_path":         "pg_catalog", // names in regclass and like values come with their schema
+		"client_min_messages": "warning",    // Postgres 18 tells of a skipped publication by a warning
+		"statement_timeout":   "0",
+		"lock_timeout":        "0",
+
+		"idle_in_transaction_session_timeout": "0",
+	}
+}
+
+// connect opens a connection for replication commands, or a plain one.
+func (c *Client) connect(ctx context.Context, replication bool) (*pgx.Conn, error) {
+	config := c.config.Copy()
+	for k, v := range settings() {
+		config.RuntimeParams[k] = v
+	}
+	if config.RuntimeParams["application_name"] == "" {
+		config.RuntimeParams["application_name"] = "billhook"
+	}
+	// A replication connection knows the simple protocol only.
+	config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	dialer := &net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 10 * time.Second, Count: 6},
+	}
+	if replication {
+		config.RuntimeParams["replication"] = "database"
+		if !c.options.PlainReads {
+			dialer.Control = control
+		}
+	} else {
+		config.RuntimeParams["statement_timeout"] = "10000"
+	}
+	config.DialFunc = dialer.DialContext
+	config.OnNotice = nil
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = connectTimeout
+	}
+	return pgx.ConnectConfig(ctx, config)
+}
+
+// open connects and checks. With wait it stands by while the slot is in use, else
+// that is an error. The connection it returns is ready for START_REPLICATION.
+func (c *Client) open(ctx context.Context, wait bool) (_ *pgx.Conn, _ *Session, err error) {
+	conn, err := c.connect(ctx, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			closeConn(conn)
+		}
+	}()
+	c.mu.Lock()
+	want := c.want
+	c.mu.Unlock()
+
+	session, server, err := c.identify(ctx, conn, want)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := c.preparePublication(ctx, conn, session, server, want); err != nil {
+		return nil, nil, err
+	}
+	slot, err := c.prepareSlot(ctx, conn, session, server, want)
+	if err != nil {
+		return nil, nil, err
+	}
+	for slot.Active {
+		busy := &Error{Class: Wait, Reason: ReasonSlotActive, Text: fmt.Sprintf("replication slot %q is in use by %s; only one Billhook can follow it", c.options.Slot, slot.Holder)}
+		if !wait {
+			return nil, nil, busy
+		}
+		if c.State().Phase != Standby {
+			c.failed(busy)
+			c.log.Warn("standing by", "err", busy.Text)
+		}
+		c.phase(Standby, busy.Text)
+		select {
+		case <-time.After(standbyPoll):
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+		if slot, err = c.checkSlot(ctx, conn, server, want); err != nil {
+			return nil, nil, err
+		}
+	}
+
+	session.Start = max(slot.ConfirmedFlush, c.confirmed())
+	c.mu.Lock()
+	c.sessions++
+	session.Number = c.sessions
+	c.want = Position{
+		SystemID: session.SystemID, Timeline: session.Timeline, Slot: session.Slot,
+		Publication: session.Publication, PublicationOID: session.PublicationOID, LSN: session.Start,
+	}
+	c.state.Session = session
+	c.state.Slot, c.state.SlotPolled = slot, time.Now()
+	c.mu.Unlock()
+	c.metrics.setSlot(slot, true, time.Now())
+	c.server(slot.Current)
+	// What the slot has confirmed needs no confirming by us, but it is where we are.
+	c.Confirm(session.Start)
+	return conn, session, nil
+}
+
+// identify makes sure that this is the server that was followed before, and one
+// that can be followed.
+func (c *Client) identify(ctx context.Context, conn *pgx.Conn, want Position) (*Session, catalog.Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	system, err := pglogrepl.IdentifySystem(ctx, conn.PgConn())
+	if err != nil {
+		return nil, catalog.Server{}, err
+	}
+	server, err := catalog.ReadServer(ctx, conn)
+	if err != nil {
+		return nil, server, err
+	}
+	switch {
+	case server.VersionNum < 140000:
+		return nil, server, fatal(ReasonServerUnfit, "the server is Postgres %s; 14 or later is needed", server.Version)
+	case server.WALLevel != "logical":
+		return nil, server, walLevel("wal_level is " + strconv.Quote(server.WALLevel))
+	case server.InRecovery && server.VersionNum < 160000:
+		return nil, server, fatal(ReasonServerUnfit, "the server at %s is a standby, which Postgres %s cannot decode from; let source.dsn name the primary", c.target.address, server.Version)
+	}
+	timeline := uint32(system.Timeline)
+	for _, d := range []struct{ what, had, has string }{
+		{"slot", want.Slot, c.options.Slot},
+		{"publication", want.Publication, c.options.Publication},
+	} {
+		if d.had != "" && d.had != d.has {
+			return nil, server, fatal(ReasonIdentityChanged, "the journal was filled from %s %q, but source.%s is %q; put the name back, or start with a new journal", d.what, d.had, d.what, d.has)
+		}
+	}
+	if want.SystemID != "" && want.SystemID != system.SystemID {
+		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is another database cluster (system identifier %s) than the journal was filled from (%s); correct source.dsn, or start with a new journal", c.target.address, system.SystemID, want.SystemID)
+	}
+	if want.Timeline != 0 && want.Timeline != timeline {
+		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore, and the same positions may mean other transactions; run `billhook reconcile` to find what was missed and go on from there", c.target.address, timeline, want.Timeline)
+	}
+	if want.LSN > server.Current {
+		return nil, server, fatal(ReasonAhead, "the journal is at %s, but the server at %s only at %s: the database was put back to an earlier state; run `billhook reconcile` to go on from there", want.LSN, c.target.address, server.Current)
+	}
+	return &Session{
+		SystemID: system.SystemID, Timeline: timeline, Database: server.Database, ServerVersion: server.VersionNum,
+		Slot: c.options.Slot, Publication: c.options.Publication, PID: conn.PgConn().PID(),
+		senderTimeout: server.SenderTimeout,
+	}, server, nil
+}
+
+// checkSlot reads the slot and makes sure that it can serve us.
+func (c *Client) checkSlot(ctx context.Context, conn *pgx.Conn, server catalog.Server, want Position) (catalog.Slot, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	slot, found, err := catalog.ReadSlot(ctx, conn, c.options.Slot)
+	switch {
+	case err != nil:
+		return slot, err
+	case !found:
+		return slot, c.target.slotMissing()
+	case slot.Type != "logical" || slot.Plugin != "pgoutput":
+		return slot, fatal(ReasonSlotUnfit, "replication slot %q is not one for pgoutput (%s %s); choose another name for source.slot", slot.Name, slot.Type, slot.Plugin)
+	case slot.Database != server.Database:
+		return slot, fatal(ReasonSlotUnfit, "replication slot %q belongs to database %q, but source.dsn leads to %q", slot.Name, slot.Database, server.Database)
+	case slot.Temporary:
+		return slot, fatal(ReasonSlotUnfit, "replication slot %q is a temporary one; choose another name for source.slot", slot.Name)
+	case slot.Synced && server.InRecovery:
+		return slot, fatal(ReasonSlotUnfit, "replication slot %q on this standby is a copy that is kept in step with the primary; let source.dsn name the primary", slot.Name)
+	case slot.Lost():
+		why := slot.InvalidationReason
+		if why == "" {
+			why = "it fell too far behind: max_slot_wal_keep_size"
+		}
+		return slot, fatal(ReasonSlotLost, "replication slot %q is lost, the server has removed WAL that it needs (%s); drop it, start again with a new one and run `billhook reconcile` for what was missed", slot.Name, why)
+	case slot.ConfirmedFlush.IsZero() && !slot.Active:
+		return slot, fatal(ReasonSlotUnfit, "replication slot %q was never finished by whoever made it; drop it: SELECT pg_drop_replication_slot('%s')", slot.Name, slot.Name)
+	case !want.LSN.IsZero() && slot.ConfirmedFlush > max(want.LSN, c.confirmed()):
+		return slot, fatal(ReasonGap, "transactions are missing: the journal ends at %s, but slot %q has moved on to %s, so what was committed between the two will not be sent; if somebody advanced the slot or the journal is an old copy, run `billhook reconcile` to find what was missed and go on from there", max(want.LSN, c.confirmed()), slot.Name, slot.ConfirmedFlush)
+	}
+	return slot, nil
+}
+
+// doubted lists the published partitioned tables that claim full old rows and do
+// not have them.
+func doubted(tables []catalog.Table, p catalog.Publication) []uint32 {
+	var ids []uint32
+	for _, t := range tables {
+		if p.ViaRoot && t.MixedIdentity() {
+			ids = append(ids, t.OID)
+		}
+	}
+	return ids
+}
+
+// names lists what catalog.ReadTables takes.
+func names(tables []Table) []catalog.Name {
+	var l []catalog.Name
+	for _, t := range tables {
+		if !slices.Contains(l, t.Name) {
+			l = append(l, t.Name)
+		}
+	}
+	return l
+}
+
+func joinNames(l []catalog.Name) string {
+	s := make([]string, len(l))
+	for i, n := range l {
+		s[i] = n.String()
+	}
+	return strings.Join(s, ", ")
+}
