@@ -1,0 +1,40 @@
+package script
+
+import (
+	"errors"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// platformAttr asks the kernel to kill the program if Billhook is killed, since a
+// run that outlives it would go on beside its own repetition. The kernel ties
+// this to the thread that started the program; the runtime keeps its threads
+// except those that a goroutine locked and never unlocked, which nothing here
+// does.
+func platformAttr() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
+
+// awaitExit blocks until p has ended, and leaves it to be reaped.
+func awaitExit(p *os.Process) {
+	for {
+		err := unix.Waitid(unix.P_PID, p.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+func maxRSS(u *syscall.Rusage) int64 { return u.Maxrss << 10 }
+
+// setLimits limits a program that was just started. It has had no time to do
+// anything of note, so this guards against accidents as well as setting them
+// before the start would; not against a program that means harm.
+func setLimits(pid int, limits []rlimit) {
+	for _, l := range limits {
+		v := unix.Rlimit{Cur: l.value, Max: l.value}
+		_ = unix.Prlimit(pid, l.resource, &v, nil)
+	}
+}
