@@ -65,6 +65,21 @@ type Mapping struct {
 	Rules    []Rule // the user's own
 }
 
+// Tables returns every table that the mapping names, in its order.
+func Tables(m Mapping) []Table {
+	var out []Table
+	for _, e := range m.Entities {
+		out = append(out, e.Table)
+		if e.Balance != nil && e.Balance.Table != nil {
+			out = append(out, *e.Balance.Table)
+		}
+		if e.CustomFields != nil && e.CustomFields.Table != nil {
+			out = append(out, *e.CustomFields.Table)
+		}
+	}
+	return out
+}
+
 // Entity maps one entity to its table and, for clients, to the tables beside it.
 type Entity struct {
 	Name string // Clients, Accounts or Packages

@@ -125,15 +125,6 @@ func New(m Mapping, o Options) (*Deriver, error) {
 	return d, nil
 }
 
-// Tables returns every mapped table, in no order.
-func (d *Deriver) Tables() []Table {
-	var out []Table
-	for t := range d.tables {
-		out = append(out, t)
-	}
-	return out
-}
-
 // Begin opens a transaction on a timeline. An open one is forgotten: the server
 // sends it again from its start.
 func (d *Deriver) Begin(timeline uint32, b wal.Begin) {

@@ -2,6 +2,7 @@ package billing
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/wal"
@@ -167,20 +168,30 @@ func (d *Deriver) forget(p *plan, key []byte, mem Memory) {
 // SetFilling says whether rows are being filled in at present, see Fill.
 func (d *Deriver) SetFilling(filling bool) { d.filling = filling }
 
-// Remembers returns what memory must hold of the relation's rows, in a form that
-// changes when the rules or the columns do, and whether it must hold anything
-// that the stream does not bring: then rows that are there already must be filled
-// in, once per form.
-func (d *Deriver) Remembers(rel *wal.Relation) (form string, fill bool) {
+// FillPlan is what to read of a table so that memory holds what it must.
+type FillPlan struct {
+	// Form names what memory must hold of a row. It changes when the rules or the
+	// columns do; then the table is to be read again.
+	Form    string
+	Key     []int // columns that order the table
+	Columns []int // columns to read, the key's among them
+}
+
+// FillPlan returns what to read of a relation. ok is false when memory needs
+// nothing that the stream does not bring.
+func (d *Deriver) FillPlan(rel *wal.Relation) (f FillPlan, ok bool) {
 	p := d.plan(rel)
 	if p == nil || p.full || !p.usesMemory() {
-		return "", false
+		return f, false
 	}
-	b := []byte(p.layout.Table)
-	for _, s := range p.layout.Slots {
-		b = append(append(b, ' '), s...)
+	f.Form = p.layout.Table + " " + strings.Join(p.layout.Slots, " ")
+	f.Key = p.key
+	for i := range rel.Columns {
+		if p.watch[i] != watchNot || slices.Contains(p.key, i) {
+			f.Columns = append(f.Columns, i)
+		}
 	}
-	return string(b), true
+	return f, true
 }
 
 // Fill puts a row that is in the table already into memory, silently. It adds only

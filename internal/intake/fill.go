@@ -1,0 +1,213 @@
+package intake
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/billhook/billhook/internal/billing"
+	"github.com/billhook/billhook/internal/replication/catalog"
+	"github.com/billhook/billhook/internal/replication/snapshot"
+	"github.com/billhook/billhook/internal/wal"
+)
+
+// Rows that were in the tables before Billhook are filled into memory silently,
+// while the stream runs. Each chunk of rows is read in a statement of its own and
+// followed by a mark in the source's log. When the stream shows the mark, all that
+// the chunk saw has been derived, so the chunk's rows can be added where memory
+// has none: what the stream said of a row is as new or newer.
+//
+//	filler  read chunk ── register ── write mark ─────────────── wait ── next chunk
+//	stream  … changes … changes … changes … mark: add chunk ────┘
+//
+// Progress is kept in memory beside the rows it tells about, in the same commit.
+
+// fillRows is how many rows a chunk has. It bounds the fill's memory and how long
+// one read takes.
+const fillRows = 5000
+
+// fillChunk is one chunk on its way.
+type fillChunk struct {
+	token    string
+	table    snapshot.Table
+	rows     []wal.Tuple
+	progress fillProgress
+	applied  chan error // gets one value
+}
+
+// fillProgress is how far a table is.
+type fillProgress struct {
+	Form  string   `json:"form"`  // what memory must hold, see billing.Deriver.FillPlan
+	After []string `json:"after"` // key of the last row that is in memory
+	Done  bool     `json:"done"`
+}
+
+func progressKey(rel *wal.Relation) []byte {
+	return []byte("\x00fill " + rel.Schema + "." + rel.Name)
+}
+
+// do runs f in Run's goroutine.
+func (in *Intake) do(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	select {
+	case in.calls <- func() { done <- f() }:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// TablesToFill returns how many mapped tables are not wholly in memory yet, -1
+// before that is known.
+func (in *Intake) TablesToFill() int { return int(in.toFill.Load()) }
+
+// Fill brings the rows of the mapped tables into memory as far as they are not,
+// and returns when they are. It may be stopped and called again, at any time: it
+// goes on where it was. Run must be under way.
+func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication string) error {
+	type job struct {
+		table        snapshot.Table
+		key, columns []int
+		progress     fillProgress
+	}
+	tables, err := reader.Tables(ctx, in.tableNames(), publication)
+	if err != nil {
+		return err
+	}
+	var left []job
+	err = in.do(ctx, func() error {
+		for _, t := range tables {
+			p, ok := in.deriver.FillPlan(t.Relation)
+			if !ok {
+				continue
+			}
+			b, found, err := in.batch.Memory(progressKey(t.Relation))
+			if err != nil {
+				return err
+			}
+			var progress fillProgress
+			if found {
+				if err := json.Unmarshal(b, &progress); err != nil {
+					return fmt.Errorf("read the fill's progress: %w", err)
+				}
+			}
+			if progress.Form == p.Form && progress.Done {
+				continue
+			}
+			if progress.Form != p.Form {
+				progress = fillProgress{Form: p.Form}
+			}
+			left = append(left, job{t, p.Key, p.Columns, progress})
+		}
+		in.deriver.SetFilling(len(left) > 0)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	in.setToFill(len(left))
+	for n, f := range left {
+		start, rows := time.Now(), 0
+		name := f.table.Relation.Schema + "." + f.table.Relation.Name
+		in.log.Info("filling memory", "table", name, "rows_estimated", f.table.Estimate, "resumed", f.progress.After != nil)
+		for !f.progress.Done {
+			c := &fillChunk{table: f.table, progress: f.progress, applied: make(chan error, 1)}
+			if c.rows, err = reader.Read(ctx, f.table, f.key, f.columns, f.progress.After, fillRows); err != nil {
+				return err
+			}
+			if len(c.rows) > 0 {
+				last := c.rows[len(c.rows)-1]
+				c.progress.After = nil
+				for _, i := range f.key {
+					c.progress.After = append(c.progress.After, string(last[i].Text))
+				}
+			}
+			c.progress.Done = len(c.rows) < fillRows
+			if err := in.applyAtMark(ctx, reader, c); err != nil {
+				return err
+			}
+			rows += len(c.rows)
+			f.progress = c.progress
+			in.metrics.filled.Add(float64(len(c.rows)))
+		}
+		in.log.Info("memory filled", "table", name, "rows", rows, "took", time.Since(start).Round(time.Millisecond))
+		in.setToFill(len(left) - n - 1)
+	}
+	return in.do(ctx, func() error {
+		in.deriver.SetFilling(false)
+		return nil
+	})
+}
+
+func (in *Intake) setToFill(n int) {
+	in.toFill.Store(int64(n))
+	in.metrics.filling.Set(float64(n))
+}
+
+func (in *Intake) tableNames() []catalog.Name {
+	var names []catalog.Name
+	for _, t := range billing.Tables(in.o.Mapping) {
+		names = append(names, catalog.Name{Schema: t.Schema, Table: t.Name})
+	}
+	return names
+}
+
+// applyAtMark hands a chunk to Run, writes its mark, and waits until the stream
+// has shown it.
+func (in *Intake) applyAtMark(ctx context.Context, reader *snapshot.Reader, c *fillChunk) error {
+	err := in.do(ctx, func() error {
+		in.lastToken++
+		c.token = "fill " + strconv.FormatInt(in.started, 36) + " " + strconv.FormatUint(in.lastToken, 10)
+		in.marks[c.token] = c
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := reader.Mark(ctx, c.token); err != nil {
+		return err
+	}
+	select {
+	case err := <-c.applied:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// logical takes a logical message: a mark of ours, or somebody else's business.
+func (in *Intake) logical(m *wal.Logical) error {
+	if m.Prefix != snapshot.Prefix {
+		return nil
+	}
+	c, ok := in.marks[string(m.Content)]
+	if !ok {
+		return nil // of an earlier process
+	}
+	delete(in.marks, string(m.Content))
+	err := in.apply(c)
+	c.applied <- err
+	return err
+}
+
+func (in *Intake) apply(c *fillChunk) error {
+	for _, row := range c.rows {
+		if err := in.deriver.Fill(c.table.Relation, row, in.batch); err != nil {
+			return err
+		}
+	}
+	b, err := json.Marshal(c.progress)
+	if err != nil {
+		return err
+	}
+	in.batch.SetMemory(progressKey(c.table.Relation), b)
+	in.dirty = true
+	return nil
+}

@@ -1,0 +1,367 @@
+// Package intake is the way from the replication stream into the journal: it
+// decodes chunks, derives events, plans their executions, and commits all of it
+// with the position it came from.
+//
+// It promises that a transaction is in the journal as a whole or not at all, that
+// nothing is confirmed before it is durable there, and that a transaction that
+// comes again is left out. It waits for the disk and for nothing else: never for
+// a handler.
+//
+// It does not connect (package replication), does not know what an event is
+// (billing) nor who is told (dispatch).
+//
+// Start with New and Intake.Run.
+package intake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/billhook/billhook/internal/billing"
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/journal"
+	"github.com/billhook/billhook/internal/replication"
+	"github.com/billhook/billhook/internal/wal"
+)
+
+// Options of New. Journal, Deriver, Plan and Confirm are required.
+type Options struct {
+	Journal *journal.Journal
+	// Mapping is what the Deriver is made of.
+	Mapping billing.Mapping
+	// Plan says which executions an event has; Wants whether a type has any.
+	Plan  func(*event.Event) []journal.Planned
+	Wants func(event.Type) bool
+	// Types are the event types that can happen, for metrics that start at zero.
+	Types []event.Type
+	// Confirm is told each position that is durable, in order.
+	Confirm    func(wal.LSN)
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	// Retry is how long to wait when the journal has no room; 0: one second.
+	Retry time.Duration
+}
+
+// Batches grow while the disk is busy with the one before, up to these.
+const (
+	maxBatchBytes        = 4 << 20
+	maxBatchTransactions = 10_000
+	// idleInterval bounds how often a position without a transaction is journaled.
+	idleInterval = time.Second
+)
+
+// Intake belongs to the goroutine of Run; Status may be called from any.
+type Intake struct {
+	o       Options
+	log     *slog.Logger
+	metrics *metrics
+	deriver *billing.Deriver
+
+	session  *replication.Session
+	decoder  *wal.Decoder
+	batch    *journal.Batch
+	position journal.Position // of the last transaction or keepalive taken in
+
+	open         bool // inside a transaction
+	skipping     bool // inside one that the journal has already
+	begun        time.Time
+	transactions int // in batch
+	dirty        bool
+	idleSince    time.Time // last commit of a mere position
+
+	calls     chan func()           // to run in Run's goroutine
+	marks     map[string]*fillChunk // chunks whose mark is awaited
+	started   int64                 // makes marks of this process its own
+	lastToken uint64
+	toFill    atomic.Int64
+	blocks    atomic.Pointer[string]
+}
+
+// New makes an Intake.
+func New(o Options) (*Intake, error) {
+	in := &Intake{o: o, log: o.Logger, calls: make(chan func()), marks: map[string]*fillChunk{}, started: time.Now().UnixNano()}
+	in.toFill.Store(-1)
+	if in.log == nil {
+		in.log = slog.New(slog.DiscardHandler)
+	}
+	if in.o.Retry == 0 {
+		in.o.Retry = time.Second
+	}
+	in.metrics = newMetrics(o.Registerer, o.Types)
+	var err error
+	in.deriver, err = billing.New(o.Mapping, billing.Options{
+		Wants: o.Wants,
+		Count: in.metrics.event,
+		Notice: func(n billing.Notice) {
+			in.log.Warn("mapping and database disagree", "table", n.Relation.Schema+"."+n.Relation.Name, "err", n.Text)
+		},
+		Broken: func(t event.Type, err error) {
+			in.metrics.broken.Inc()
+			in.log.Warn("condition cannot be evaluated, its event does not fire for this row", "event", t, "err", err)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	in.batch = o.Journal.NewBatch()
+	in.position, _ = o.Journal.Position()
+	return in, nil
+}
+
+// Blocked returns why intake stands still, "" when it does not.
+func (in *Intake) Blocked() string {
+	if p := in.blocks.Load(); p != nil {
+		return *p
+	}
+	return ""
+}
+
+// synced is what became of the commit under way.
+type synced struct {
+	end wal.LSN
+	err error
+}
+
+// Run takes chunks in until ctx ends or the journal fails. While one commit is on
+// its way to the disk the next batch grows; so a busy stream shares one sync among
+// many transactions, and a quiet one waits for nobody.
+func (in *Intake) Run(ctx context.Context, chunks <-chan *replication.Chunk) error {
+	done := make(chan synced, 1)
+	inFlight := false
+	finish := func(s synced) error {
+		inFlight = false
+		if s.err != nil {
+			return fmt.Errorf("write the journal: %w", s.err)
+		}
+		in.metrics.durable.Set(float64(s.end))
+		in.o.Confirm(s.end)
+		return nil
+	}
+	defer func() {
+		if inFlight {
+			_ = finish(<-done) // a failed write was reported, or will be by Close
+		}
+		in.batch.Discard()
+	}()
+	for {
+		if in.dirty && !inFlight {
+			if !in.full() {
+				select {
+				case c := <-chunks:
+					if err := in.take(c); err != nil {
+						return err
+					}
+					continue
+				default:
+				}
+			}
+			if in.due() {
+				end, wait, err := in.commit(ctx)
+				if err != nil {
+					return err
+				}
+				inFlight = true
+				go func() { done <- synced{end, wait()} }()
+			}
+		}
+		source := chunks
+		if in.full() {
+			source = nil
+		}
+		var idle <-chan time.Time
+		if in.dirty && !inFlight {
+			idle = time.After(idleInterval)
+		}
+		select {
+		case c := <-source:
+			if err := in.take(c); err != nil {
+				return err
+			}
+		case s := <-done:
+			if err := finish(s); err != nil {
+				return err
+			}
+		case f := <-in.calls:
+			f()
+		case <-idle:
+		case <-ctx.Done():
+			if inFlight {
+				if err := finish(<-done); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+}
+
+// full reports a batch that takes no more before it is committed.
+func (in *Intake) full() bool {
+	return in.batch.Bytes() > maxBatchBytes || in.transactions >= maxBatchTransactions
+}
+
+// due reports whether what the batch holds should be committed now: always when
+// there are transactions, now and then when there is but a newer position.
+func (in *Intake) due() bool {
+	return in.transactions > 0 || time.Since(in.idleSince) >= idleInterval
+}
+
+// commit gives the batch to the journal, waiting for room if there is none.
+func (in *Intake) commit(ctx context.Context) (end wal.LSN, wait func() error, err error) {
+	in.batch.SetPosition(in.position)
+	for {
+		wait, err = in.o.Journal.Commit(in.batch)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, journal.ErrDiskFull) {
+			return 0, nil, fmt.Errorf("write the journal: %w", err)
+		}
+		if in.Blocked() == "" {
+			in.log.Error("intake stands still until there is room for the journal; nothing is confirmed, nothing is lost", "err", err)
+		}
+		text := err.Error()
+		in.blocks.Store(&text)
+		in.metrics.blocked.Set(1)
+		select {
+		case <-ctx.Done():
+			return 0, nil, context.Cause(ctx)
+		case <-time.After(in.o.Retry):
+		}
+	}
+	if in.Blocked() != "" {
+		in.log.Info("there is room for the journal again, intake goes on")
+		in.blocks.Store(nil)
+		in.metrics.blocked.Set(0)
+	}
+	in.metrics.batches.Observe(float64(in.transactions))
+	in.metrics.flush()
+	if in.transactions == 0 {
+		in.idleSince = time.Now()
+	}
+	in.batch = in.o.Journal.NewBatch()
+	in.transactions, in.dirty = 0, false
+	return in.position.EndLSN, wait, nil
+}
+
+// take works through one chunk and releases it.
+func (in *Intake) take(c *replication.Chunk) error {
+	defer c.Release()
+	if s := c.Session(); s != in.session {
+		if err := in.begin(s); err != nil {
+			return err
+		}
+	}
+	for {
+		b, ok := c.Next()
+		if !ok {
+			return nil
+		}
+		f, err := wal.ParseFrame(b)
+		if err != nil {
+			return fmt.Errorf("read the stream: %w", err)
+		}
+		if f.Kind == wal.FrameKeepalive {
+			// Everything before it is in the batch or in the journal already, so once
+			// the batch is durable the server may forget up to here.
+			if !in.open && f.WALEnd > in.position.EndLSN {
+				in.position.EndLSN = f.WALEnd
+				in.dirty = true
+			}
+			continue
+		}
+		m, err := in.decoder.Decode(f.Data)
+		if err != nil {
+			return fmt.Errorf("decode the stream at %s: %w", f.Start, err)
+		}
+		if err := in.message(m); err != nil {
+			return err
+		}
+	}
+}
+
+// begin starts over on a new connection. What was open is sent again.
+func (in *Intake) begin(s *replication.Session) error {
+	in.session = s
+	in.decoder = &wal.Decoder{}
+	in.decoder.Doubt(s.Doubted...)
+	in.deriver.Reset(s.Doubted...)
+	in.open = false
+	if in.position.SystemID == "" || in.position.Timeline != s.Timeline {
+		in.position.SystemID, in.position.Timeline = s.SystemID, s.Timeline
+		in.position.CommitLSN = 0
+	}
+	in.position.Slot, in.position.Publication = s.Slot, s.Publication
+	if in.position.EndLSN < s.Start || in.position.CommitLSN == 0 {
+		in.position.EndLSN = s.Start
+	}
+	in.dirty = true
+	in.idleSince = time.Time{}
+	return nil
+}
+
+func (in *Intake) message(m *wal.Message) error {
+	switch m.Kind {
+	case wal.KindChange:
+		if in.skipping {
+			return nil
+		}
+		in.metrics.change(&m.Change, in.deriver.Change(&m.Change))
+	case wal.KindBegin:
+		in.open = true
+		in.skipping = m.Begin.CommitLSN <= in.position.CommitLSN
+		if in.skipping {
+			in.metrics.repeated.Inc()
+			return nil
+		}
+		in.deriver.Begin(in.session.Timeline, m.Begin)
+	case wal.KindCommit:
+		in.open = false
+		if in.skipping {
+			in.skipping = false
+			return nil
+		}
+		return in.committed(m.Commit)
+	case wal.KindTruncate:
+		if in.skipping {
+			return nil
+		}
+		for _, rel := range m.Truncate.Relations {
+			if in.deriver.Truncate(rel) {
+				in.log.Warn("a mapped table was truncated: its rows went without delete events", "table", rel.Schema+"."+rel.Name)
+				in.metrics.truncates.Inc()
+			}
+		}
+	case wal.KindLogical:
+		if !in.skipping {
+			return in.logical(&m.Logical)
+		}
+	}
+	return nil
+}
+
+// committed derives the transaction that has just ended into the batch.
+func (in *Intake) committed(c wal.Commit) error {
+	in.batch.Begin()
+	err := in.deriver.Commit(in.batch, func(e *event.Event) error {
+		plan := in.o.Plan(e)
+		if len(plan) == 0 {
+			return nil
+		}
+		return in.batch.AddEvent(e, plan)
+	})
+	if err != nil {
+		return fmt.Errorf("derive the transaction committed at %s: %w", c.CommitLSN, err)
+	}
+	in.position.CommitLSN, in.position.EndLSN, in.position.CommitTime = c.CommitLSN, c.EndLSN, c.CommitTime
+	in.transactions++
+	in.dirty = true
+	in.metrics.transaction(c.CommitTime)
+	return nil
+}

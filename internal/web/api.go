@@ -1,0 +1,242 @@
+package web
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/handler"
+	"github.com/billhook/billhook/internal/journal"
+)
+
+// maxPage is the most executions one page holds.
+const maxPage = 500
+
+type handlerJSON struct {
+	Handler
+	Executions map[string]int64 `json:"executions"` // by status
+}
+
+func (s *Server) handlers(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, map[string]any{"handlers": s.handlerRows()})
+}
+
+func (s *Server) handlerRows() []handlerJSON {
+	counts := s.opts.Journal.Counts()
+	rows := []handlerJSON{}
+	for _, h := range s.opts.Handlers() {
+		row := handlerJSON{Handler: h, Executions: map[string]int64{}}
+		for _, st := range journal.Statuses() {
+			row.Executions[st.String()] = counts[journal.HandlerStatus{Handler: h.ID, Status: st}]
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
+	totals := map[string]int64{}
+	for _, st := range journal.Statuses() {
+		totals[st.String()] = 0
+	}
+	for k, n := range s.opts.Journal.Counts() {
+		totals[k.Status.String()] += n
+	}
+	answer(w, http.StatusOK, map[string]any{"version": s.opts.Version, "checks": s.opts.Ready(), "executions": totals})
+}
+
+type executionJSON struct {
+	ID         uint64     `json:"id"`
+	Event      string     `json:"event_id"`
+	Type       event.Type `json:"event"`
+	Object     string     `json:"object"`
+	Lane       string     `json:"lane"`
+	Handler    int        `json:"handler"`
+	Priority   int        `json:"priority"`
+	Status     string     `json:"status"`
+	Attempts   int        `json:"attempts"`
+	NextAt     *time.Time `json:"next_at,omitempty"`
+	Created    *time.Time `json:"created,omitempty"`
+	Finished   *time.Time `json:"finished,omitempty"`
+	CommitTime *time.Time `json:"commit_time,omitempty"`
+	ReplayOf   uint64     `json:"replay_of,omitempty"`
+	Error      string     `json:"error,omitempty"`
+	Reason     string     `json:"reason,omitempty"`
+	Code       *int       `json:"code,omitempty"`
+	Duration   float64    `json:"duration_seconds"`
+}
+
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+func code(c, attempts int) *int {
+	if attempts == 0 || c < 0 {
+		return nil
+	}
+	return &c
+}
+
+func executionOf(x journal.Execution) executionJSON {
+	return executionJSON{
+		ID: x.ID, Event: x.Event.String(), Type: x.Type, Object: x.Object, Lane: x.Lane,
+		Handler: x.Handler, Priority: x.Priority, Status: x.Status.String(), Attempts: x.Attempts,
+		NextAt: moment(x.NextAt), Created: moment(x.Created), Finished: moment(x.Finished), CommitTime: moment(x.CommitTime),
+		ReplayOf: x.ReplayOf, Error: x.LastError, Reason: string(x.LastReason), Code: code(x.LastCode, x.Attempts),
+		Duration: x.LastDuration.Seconds(),
+	}
+}
+
+// parseQuery reads the filters of a list of executions. Every parameter may stand
+// alone, all that are given must hold. What it does not know it refuses, so that a
+// misspelt filter never shows everything.
+func parseQuery(v url.Values) (journal.Query, error) {
+	q := journal.Query{Limit: 50}
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		value := v.Get(name)
+		if len(v[name]) > 1 {
+			return q, fmt.Errorf("%s is given twice", name)
+		}
+		if value == "" {
+			continue
+		}
+		var err error
+		switch name {
+		case "handler":
+			q.Handler, err = strconv.Atoi(value)
+		case "event":
+			q.Type = event.Type(value)
+		case "status":
+			q.Status, err = journal.ParseStatus(value)
+		case "object":
+			q.Object = value
+		case "lane":
+			q.Lane = value
+		case "text":
+			q.Text = value
+		case "since":
+			q.Since, err = time.Parse(time.RFC3339, value)
+		case "until":
+			q.Until, err = time.Parse(time.RFC3339, value)
+		case "before":
+			q.Before, err = strconv.ParseUint(value, 10, 64)
+		case "limit":
+			if q.Limit, err = strconv.Atoi(value); err == nil && (q.Limit < 1 || q.Limit > maxPage) {
+				err = fmt.Errorf("want 1 to %d", maxPage)
+			}
+		default:
+			return q, fmt.Errorf("%s is no filter; there are handler, event, status, object, lane, text, since, until, before and limit", name)
+		}
+		if err != nil {
+			return q, fmt.Errorf("%s=%s: %w", name, value, err)
+		}
+	}
+	return q, nil
+}
+
+func (s *Server) executions(w http.ResponseWriter, r *http.Request) {
+	q, err := parseQuery(r.URL.Query())
+	if err != nil {
+		fail(w, http.StatusBadRequest, "%v", err)
+		return
+	}
+	page, next, err := s.opts.Journal.Executions(r.Context(), q)
+	if err != nil {
+		s.broken(w, r, err)
+		return
+	}
+	rows := make([]executionJSON, 0, len(page))
+	for _, x := range page {
+		rows = append(rows, executionOf(x))
+	}
+	body := map[string]any{"executions": rows}
+	if next != 0 {
+		body["next"] = next
+	}
+	answer(w, http.StatusOK, body)
+}
+
+type attemptJSON struct {
+	Number   int          `json:"number"`
+	Start    time.Time    `json:"start"`
+	Duration float64      `json:"duration_seconds"`
+	Outcome  string       `json:"outcome"` // "success", "retry", "permanent"
+	Error    string       `json:"error,omitempty"`
+	Reason   string       `json:"reason,omitempty"`
+	Code     *int         `json:"code,omitempty"`
+	Request  exchangeJSON `json:"request"`
+	Response exchangeJSON `json:"response"`
+}
+
+type exchangeJSON struct {
+	Head      []string `json:"head,omitempty"`
+	Body      string   `json:"body,omitempty"`
+	Truncated int64    `json:"truncated_bytes,omitempty"`
+	Binary    bool     `json:"binary,omitempty"` // the body held bytes that are no text; they stand as U+FFFD
+}
+
+func exchangeOf(x handler.Exchange) exchangeJSON {
+	return exchangeJSON{Head: x.Head, Body: string(x.Body), Truncated: x.Truncated, Binary: !utf8.Valid(x.Body)}
+}
+
+func (s *Server) execution(w http.ResponseWriter, r *http.Request) {
+	id, err := strconv.ParseUint(r.PathValue("id"), 10, 64)
+	if err != nil {
+		fail(w, http.StatusBadRequest, "execution %q: want a number", r.PathValue("id"))
+		return
+	}
+	x, err := s.opts.Journal.Execution(id)
+	if err != nil {
+		s.broken(w, r, err)
+		return
+	}
+	attempts, err := s.opts.Journal.Attempts(id)
+	if err != nil {
+		s.broken(w, r, err)
+		return
+	}
+	e, err := s.opts.Journal.Event(x.Event)
+	if err != nil {
+		s.broken(w, r, err)
+		return
+	}
+	rows := make([]attemptJSON, 0, len(attempts))
+	for _, a := range attempts {
+		outcome := "retry"
+		switch {
+		case a.OK:
+			outcome = "success"
+		case a.Permanent:
+			outcome = "permanent"
+		}
+		rows = append(rows, attemptJSON{
+			Number: a.Number, Start: a.Start.UTC(), Duration: a.Duration.Seconds(), Outcome: outcome,
+			Error: a.Error, Reason: string(a.Reason), Code: code(a.Code, 1),
+			Request: exchangeOf(a.Request), Response: exchangeOf(a.Response),
+		})
+	}
+	answer(w, http.StatusOK, map[string]any{
+		"execution": executionOf(x), "attempts": rows, "payload": json.RawMessage(e.AppendPayload(nil)),
+	})
+}
+
+func (s *Server) broken(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, journal.ErrNotFound) {
+		fail(w, http.StatusNotFound, "not there, or no longer kept")
+		return
+	}
+	s.log.Error("cannot answer a request", "path", r.URL.Path, "err", err)
+	fail(w, http.StatusInternalServerError, "the journal cannot be read: %v", err)
+}

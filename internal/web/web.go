@@ -1,0 +1,227 @@
+// Package web is Billhook's HTTP face: metrics, health, the JSON API and a page
+// for people.
+//
+// It promises to read the journal and never to write it; that every page works
+// without a request to anywhere else; and that an address other than loopback
+// asks for a token.
+//
+// It does not decide what is healthy: it reports the checks it is given.
+//
+// Start with Options and New.
+package web
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/journal"
+)
+
+// Journal is what the faces read. *journal.Journal is one; its methods may be
+// called from any goroutine.
+type Journal interface {
+	Executions(ctx context.Context, q journal.Query) (page []journal.Execution, next uint64, err error)
+	Execution(id uint64) (journal.Execution, error)
+	Attempts(id uint64) ([]journal.Attempt, error)
+	Event(id event.ID) (*event.Event, error)
+	Counts() map[journal.HandlerStatus]int64
+}
+
+// Handler is one configured handler as people see it. It holds no secret.
+type Handler struct {
+	ID       int      `json:"id"`
+	Name     string   `json:"name"`
+	Events   []string `json:"events"`
+	Priority int      `json:"priority"`
+	Status   string   `json:"status"` // "enabled", "disabled", "archived"
+	Kind     string   `json:"kind"`   // "http", "script", "plugin"
+	Target   string   `json:"target"` // URL without credentials, or path
+}
+
+// Check is one condition of being ready.
+type Check struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Text string `json:"text"` // what it stands at, or what is wrong and what to do
+}
+
+// Options of New. Journal, Handlers, Ready and Gatherer are required.
+type Options struct {
+	Journal  Journal
+	Handlers func() []Handler
+	// Ready returns the checks behind /readyz. Live returns an error when the
+	// process should be restarted.
+	Ready    func() []Check
+	Live     func() error
+	Gatherer prometheus.Gatherer
+	Version  string
+	// Token, when not empty, is asked for as a bearer token on everything but
+	// /healthz and /readyz.
+	Token  string
+	Logger *slog.Logger
+}
+
+// Server is the HTTP face.
+type Server struct {
+	opts    Options
+	handler http.Handler
+	log     *slog.Logger
+}
+
+// New makes a Server.
+func New(o Options) *Server {
+	s := &Server{opts: o, log: o.Logger}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	open := http.NewServeMux()
+	open.HandleFunc("GET /healthz", s.healthz)
+	open.HandleFunc("GET /readyz", s.readyz)
+
+	guarded := http.NewServeMux()
+	guarded.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	guarded.HandleFunc("GET /api/v1/status", s.status)
+	guarded.HandleFunc("GET /api/v1/handlers", s.handlers)
+	guarded.HandleFunc("GET /api/v1/executions", s.executions)
+	guarded.HandleFunc("GET /api/v1/executions/{id}", s.execution)
+	guarded.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
+		fail(w, http.StatusNotFound, "no such resource: %s %s", r.Method, r.URL.Path)
+	})
+	guarded.HandleFunc("GET /{$}", s.overview)
+	guarded.HandleFunc("GET /style.css", style)
+	open.Handle("/", s.authorise(guarded))
+
+	var cross http.CrossOriginProtection
+	s.handler = headers(cross.Handler(open))
+	return s
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// Listen opens the address, and refuses one that is not loopback when there is no
+// token.
+func Listen(address, token string) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %q: want host:port such as 127.0.0.1:8321", address)
+	}
+	if token == "" && !loopback(host) {
+		return nil, fmt.Errorf("listen on %s: an address that others can reach needs a token; set http.token_file, or listen on 127.0.0.1", address)
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return l, nil
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}
+
+// Run serves l until ctx ends, then finishes the requests at hand for at most five
+// seconds. It closes l.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serve http: %w", err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := srv.Shutdown(stop); err != nil {
+		_ = srv.Close()
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve http: %w", err)
+	}
+	return nil
+}
+
+// headers sets what every answer carries: nothing of ours may be framed, sniffed
+// or load anything from elsewhere.
+func headers(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) authorise(next http.Handler) http.Handler {
+	if s.opts.Token == "" {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !ok || subtle.ConstantTimeCompare([]byte(given), []byte(s.opts.Token)) != 1 {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="billhook"`)
+			fail(w, http.StatusUnauthorized, "a bearer token is needed")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
+	if s.opts.Live != nil {
+		if err := s.opts.Live(); err != nil {
+			fail(w, http.StatusServiceUnavailable, "%v", err)
+			return
+		}
+	}
+	answer(w, http.StatusOK, map[string]string{"status": "ok", "version": s.opts.Version})
+}
+
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
+	checks := s.opts.Ready()
+	code, text := http.StatusOK, "ready"
+	for _, c := range checks {
+		if !c.OK {
+			code, text = http.StatusServiceUnavailable, "not ready"
+		}
+	}
+	answer(w, code, map[string]any{"status": text, "checks": checks})
+}
+
+func answer(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(v) // the client has gone; nobody is left to tell
+}
+
+func fail(w http.ResponseWriter, code int, format string, args ...any) {
+	answer(w, code, map[string]string{"error": fmt.Sprintf(format, args...)})
+}
