@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"encoding/binary"
+	"fmt"
 	"time"
 
 	"github.com/billhook/billhook/internal/handler"
@@ -43,4 +45,27 @@ type StatusChange struct {
 	Execution uint64
 	Status    Status
 	Error     string // becomes its LastError, such as "stopped by handler 7"
+}
+
+// Attempts returns the attempts of an execution in their order, none if there is
+// no such execution.
+func (j *Journal) Attempts(id uint64) ([]Attempt, error) {
+	if err := j.enter(); err != nil {
+		return nil, err
+	}
+	defer j.leave()
+	bk := j.buckets.Load().of(id)
+	if bk == nil {
+		return nil, nil
+	}
+	var list []Attempt
+	err := scan(j.db, appendID(appendLog(nil, bk.number, logAttempt), id), func(k, v []byte) error {
+		a, err := decodeAttempt(int(binary.BigEndian.Uint32(k[len(k)-4:])), v)
+		list = append(list, a)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attempts of execution %d: %w", id, err)
+	}
+	return list, nil
 }

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -108,4 +109,125 @@ type Queued struct {
 type HandlerStatus struct {
 	Handler int
 	Status  Status
+}
+
+// Execution returns one execution, or an error that wraps ErrNotFound.
+func (j *Journal) Execution(id uint64) (Execution, error) {
+	if err := j.enter(); err != nil {
+		return Execution{}, err
+	}
+	defer j.leave()
+	_, x, err := j.execution(j.db, id)
+	return x, err
+}
+
+// Record stores an attempt and the new state of its execution, and of the others
+// in o.Also, in one durable commit. It blocks until that is durable; concurrent
+// calls share the wait for the disk. A ctx that has ended is an error; one that
+// ends later is not, because the commit cannot be taken back.
+//
+// A person or a change of the handlers may have held or cancelled the execution
+// while the attempt ran. Then the attempt is stored all the same; Succeeded and
+// Dead count, and Pending leaves it held or cancelled. An execution that is
+// final otherwise is an error that wraps ErrFinal, and nothing is stored.
+// ErrDiskFull means that nothing was stored and that no more attempts should be
+// made before there is space again: their outcomes could not be stored either.
+func (j *Journal) Record(ctx context.Context, o Outcome) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if !o.Status.Valid() {
+		return fmt.Errorf("record execution %d: %v", o.Execution, o.Status)
+	}
+	if err := j.enter(); err != nil {
+		return err
+	}
+	defer j.leave()
+	start := time.Now()
+	e, err := j.applied(0, func(e *edit) error {
+		if err := j.room(o.size(), j.o.MinFree/4); err != nil {
+			return err
+		}
+		return e.record(&o)
+	})
+	if err != nil {
+		return fmt.Errorf("record execution %d: %w", o.Execution, err)
+	}
+	if err := e.wait(); err != nil {
+		return fmt.Errorf("record execution %d: %w", o.Execution, err)
+	}
+	j.metrics.commit.WithLabelValues("record").Observe(time.Since(start).Seconds())
+	return nil
+}
+
+func (o *Outcome) size() int {
+	n := 512
+	if o.Attempt != nil {
+		n += len(o.Attempt.Request.Body) + len(o.Attempt.Response.Body)
+	}
+	return n
+}
+
+func (e *edit) record(o *Outcome) error {
+	bk, x, err := e.j.execution(e.j.db, o.Execution)
+	if err != nil {
+		return err
+	}
+	was := x.Status
+	if !was.Open() && was != Cancelled || was == Cancelled && o.Attempt == nil {
+		return fmt.Errorf("%w: %v", ErrFinal, was)
+	}
+	now := e.j.now()
+	x.LastError, x.LastReason = o.Error, o.Reason
+	if a := o.Attempt; a != nil {
+		if a.Number != x.Attempts+1 {
+			return fmt.Errorf("attempt %d after %d attempts", a.Number, x.Attempts)
+		}
+		x.Attempts, x.LastCode, x.LastDuration = a.Number, a.Code, a.Duration
+		if x.LastError == "" {
+			x.LastError = a.Error
+		}
+		if x.LastReason == "" {
+			x.LastReason = a.Reason
+		}
+		e.key = appendAttemptKey(e.key[:0], bk.number, x.ID, a.Number)
+		e.val = appendAttempt(e.val[:0], a)
+		if err := e.set(e.val); err != nil {
+			return err
+		}
+	}
+	// A wish to try again does not undo a hold or a cancellation.
+	if o.Status != Pending || was == Pending {
+		x.Status = o.Status
+	}
+	x.NextAt = time.Time{}
+	if x.Status.Open() {
+		x.NextAt = o.NextAt
+	} else if was != Cancelled || x.Status != Cancelled {
+		x.Finished = now
+	}
+	if err := e.change(bk, was, &x); err != nil {
+		return err
+	}
+	for _, c := range o.Also {
+		if c.Execution == o.Execution || !c.Status.Valid() {
+			return fmt.Errorf("change of execution %d to %v beside its own outcome", c.Execution, c.Status)
+		}
+		bk, x, err := e.j.execution(e.j.db, c.Execution)
+		if err != nil {
+			return err
+		}
+		if !x.Status.Open() {
+			continue
+		}
+		was := x.Status
+		x.Status, x.LastError = c.Status, c.Error
+		if !x.Status.Open() {
+			x.Finished, x.NextAt = now, time.Time{}
+		}
+		if err := e.change(bk, was, &x); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,0 +1,96 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/billhook/billhook/internal/event"
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Event returns one event, or an error that wraps ErrNotFound.
+func (j *Journal) Event(id event.ID) (*event.Event, error) {
+	if err := j.enter(); err != nil {
+		return nil, err
+	}
+	defer j.leave()
+	v, err := j.eventRow(j.db, id)
+	if err != nil {
+		return nil, err
+	}
+	return decodeEvent(id, v)
+}
+
+// eventRow returns the encoded event: from the bucket it came into, or when that
+// was dropped, from one to which a replay has taken it.
+func (j *Journal) eventRow(r pebble.Reader, id event.ID) ([]byte, error) {
+	list := *j.buckets.Load()
+	tried := list.home(id)
+	if tried != nil {
+		if v, err := getCopy(r, appendEventKey(nil, tried.number, id)); !errors.Is(err, pebble.ErrNotFound) {
+			return v, err
+		}
+	}
+	for i := len(list) - 1; i >= 0 && list[i] != tried; i-- {
+		if v, err := getCopy(r, appendEventKey(nil, list[i].number, id)); !errors.Is(err, pebble.ErrNotFound) {
+			return v, err
+		}
+	}
+	return nil, fmt.Errorf("event %v: %w", id, ErrNotFound)
+}
+
+func getCopy(r pebble.Reader, key []byte) ([]byte, error) {
+	v, closer, err := r.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	v = append([]byte(nil), v...)
+	return v, closer.Close()
+}
+
+// Events returns the events after the given one, at most n, in commit order. The
+// zero ID starts with the oldest that is kept. Those of an unfinished transaction
+// are left out.
+func (j *Journal) Events(after event.ID, n int) ([]*event.Event, error) {
+	if err := j.enter(); err != nil {
+		return nil, err
+	}
+	defer j.leave()
+	j.mu.Lock()
+	last, list, snap := j.lastEvent, *j.buckets.Load(), j.db.NewSnapshot()
+	j.mu.Unlock()
+	defer snap.Close()
+	var events []*event.Event
+	for i, bk := range list {
+		if len(events) == n {
+			break
+		}
+		if i+1 < len(list) && list[i+1].after.Compare(after) <= 0 {
+			continue
+		}
+		from := bk.after // below are copies
+		if after.Compare(from) > 0 {
+			from = after
+		}
+		prefix := appendLog(nil, bk.number, logEvent)
+		it, err := snap.NewIter(&pebble.IterOptions{
+			LowerBound: append(appendEventKey(nil, bk.number, from), 0),
+			UpperBound: append(appendEventKey(nil, bk.number, last), 0),
+		})
+		if err != nil {
+			return nil, err
+		}
+		for ok := it.First(); ok && len(events) < n; ok = it.Next() {
+			e, derr := decodeEvent(eventIDOf(it.Key()[len(prefix):]), it.Value())
+			if derr != nil {
+				err = derr
+				break
+			}
+			events = append(events, e)
+		}
+		if err := errors.Join(err, it.Error(), it.Close()); err != nil {
+			return nil, err
+		}
+	}
+	return events, nil
+}
