@@ -1,0 +1,418 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/handler"
+	"github.com/billhook/billhook/internal/journal"
+)
+
+const (
+	// maxRetryAfter bounds the delay that a receiver may ask for, unless the
+	// handler's own schedule is slower.
+	maxRetryAfter = time.Hour
+	// minRetryAfter keeps a receiver that asks for no delay from using up the
+	// attempts at once, unless the handler's own schedule is faster.
+	minRetryAfter = time.Second
+	// maxError bounds the text of an error in the journal, in bytes.
+	maxError = 4096
+)
+
+// work makes executions until there is none to make.
+func (d *Dispatcher) work() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for {
+		l, g := d.take()
+		if l == nil {
+			d.workers--
+			return
+		}
+		d.mu.Unlock()
+		d.step(l, g)
+		d.mu.Lock()
+	}
+}
+
+// step makes the head of l, which has passed g and is busy, and puts l where it
+// goes next.
+func (d *Dispatcher) step(l *line, g *gate) {
+	var err error
+	if l.window == nil {
+		err = d.load(l)
+	}
+
+	d.mu.Lock()
+	if err != nil {
+		d.log.Error("cannot read what is pending in a lane", "handler", l.handler, "err", err)
+		d.leave(g)
+		d.done(g)
+		l.id = 0
+		d.wait(l, time.Now().Add(lastPause).UnixNano())
+		d.mu.Unlock()
+		return
+	}
+	to, _ := d.route(l, time.Now().UnixNano())
+	if to != g || g == d.loader || l.window == nil || !g.settled || !d.going() {
+		d.leave(g)
+		d.done(g)
+		d.place(l)
+		d.mu.Unlock()
+		return
+	}
+	c := g.use()
+	e := l.window.entries[0]
+	d.mu.Unlock()
+
+	x := &execution{entry: e, Handler: c.Handler}
+	x.event, x.err = d.event(l, e.event)
+	d.attempt(x)
+
+	d.mu.Lock()
+	d.leave(g)
+	mustClose := c.unuse()
+	if x.interrupted {
+		// Its line stays busy: nothing may pass it any more. The rest is for the
+		// next start.
+		g.metrics.interrupted()
+	}
+	d.mu.Unlock()
+
+	if x.interrupted {
+		d.log.Debug("attempt interrupted", "event", e.event, "handler", c.ID, "execution", e.id, "attempt", e.attempts+1)
+	} else {
+		d.finish(l, g, x)
+	}
+	if mustClose {
+		d.closeCall(c)
+	}
+}
+
+// event reads the event of an execution, or finds it in l's window.
+func (d *Dispatcher) event(l *line, id event.ID) (*event.Event, error) {
+	if ev := l.window.event; ev != nil && ev.ID == id {
+		return ev, nil
+	}
+	ev, err := d.store.Event(id)
+	if err != nil {
+		return nil, err
+	}
+	l.window.event = ev
+	return ev, nil
+}
+
+// execution is what a worker has in hand: what it is to make, and what became of it.
+type execution struct {
+	entry
+	*Handler
+	event *event.Event
+	err   error // why there is no event
+
+	outcome     journal.Outcome
+	result      handler.Result
+	interrupted bool   // nothing is to be recorded
+	stop        string // why the rest of the chain is to be skipped; empty: it is not
+}
+
+// attempt makes one attempt, or finds that none is to be made, and decides what
+// becomes of the execution.
+func (d *Dispatcher) attempt(x *execution) {
+	x.outcome.Execution = x.id
+	if x.err == nil {
+		switch ok, err := x.wants(x.event); {
+		case err != nil:
+			x.outcome.Status = journal.Dead
+			x.outcome.Error = cut("condition: " + err.Error())
+			x.outcome.Reason = handler.ReasonOther
+			x.decideStop()
+			return
+		case !ok:
+			x.outcome.Status = journal.Skipped
+			x.outcome.Error = "the handler's condition has changed and excludes this event"
+			return
+		}
+	}
+
+	a := &journal.Attempt{Number: x.attempts + 1, Start: time.Now(), Code: -1}
+	x.outcome.Attempt = a
+	err := x.call(d.base, d.log)
+	a.Duration = time.Since(a.Start)
+	if x.interrupted {
+		return
+	}
+	a.Code, a.Request, a.Response = x.result.Code, x.result.Request, x.result.Response
+	if err == nil {
+		a.OK = true
+		x.outcome.Status = journal.Succeeded
+	} else {
+		a.Error, a.Reason, a.Permanent = cut(err.Error()), x.result.Reason, handler.IsPermanent(err)
+		x.outcome.Status = journal.Dead
+		if next, ok := x.retryAt(a, err); ok {
+			x.outcome.Status, x.outcome.NextAt = journal.Pending, next
+		}
+	}
+	x.decideStop()
+}
+
+// call calls the handler. Its error is the attempt's; result is always filled.
+func (x *execution) call(base context.Context, log *slog.Logger) (err error) {
+	x.result.Code = -1
+	switch {
+	case errors.Is(x.err, journal.ErrNotFound):
+		x.result.Reason = handler.ReasonPayload
+		return handler.Permanent(fmt.Errorf("event %s is not in the journal", x.entry.event))
+	case x.err != nil:
+		x.result.Reason = handler.ReasonOther
+		return fmt.Errorf("read event: %w", x.err)
+	}
+	body, contentType, err := x.payload(x.event)
+	if err != nil {
+		x.result.Reason = handler.ReasonPayload
+		return handler.Permanent(fmt.Errorf("format payload: %w", err))
+	}
+
+	ctx, cancel := context.WithTimeout(base, x.timeout())
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("handler panicked", "event", x.entry.event, "handler", x.Handler.ID, "execution", x.id,
+				"attempt", x.attempts+1, "err", p, "stack", string(debug.Stack()))
+			x.result = handler.Result{Code: -1}
+			err = fmt.Errorf("panic: %v", p)
+		}
+		switch {
+		case err == nil:
+			x.result.Reason = ""
+		case errors.Is(ctx.Err(), context.Canceled):
+			x.interrupted = true
+		case !slices.Contains(handler.Reasons(), x.result.Reason):
+			x.result.Reason = handler.ReasonOther
+			if errors.Is(err, context.DeadlineExceeded) {
+				x.result.Reason = handler.ReasonTimeout
+			}
+		}
+	}()
+	x.result, err = x.Call.Handle(ctx, &handler.Delivery{
+		Event: x.event, HandlerID: x.Handler.ID, Name: x.Name, Attempt: x.attempts + 1,
+		Body: body, ContentType: contentType,
+	})
+	return err
+}
+
+// retryAt returns when a failed attempt is to be repeated, false if it is not.
+func (x *execution) retryAt(a *journal.Attempt, err error) (time.Time, bool) {
+	if a.Permanent || a.Number >= x.Backoff.Limit() {
+		return time.Time{}, false
+	}
+	delay := x.Backoff.Delay(a.Number+1, x.id)
+	if asked, ok := handler.RetryDelay(err); ok {
+		delay = min(max(asked, min(minRetryAfter, delay)), max(maxRetryAfter, delay))
+	}
+	next := a.Start.Add(a.Duration + delay).Round(0)
+	if x.MaxAge > 0 && next.After(x.created.Add(x.MaxAge)) {
+		return time.Time{}, false
+	}
+	return next, true
+}
+
+// decideStop decides whether the outcome ends the event's chain.
+func (x *execution) decideStop() {
+	switch answer := x.result.Answer; {
+	case x.replay:
+	case x.outcome.Status == journal.Succeeded && answer.Stop:
+		x.stop = fmt.Sprintf("stopped by the answer of handler %d", x.Handler.ID)
+		if answer.Reason != "" {
+			x.stop = cut(x.stop + ": " + answer.Reason)
+		}
+	case x.outcome.Status == journal.Dead && x.OnFailure == Stop:
+		x.stop = fmt.Sprintf("stopped by the failure of handler %d", x.Handler.ID)
+	}
+}
+
+// finish records the outcome and puts l where it goes next.
+func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
+	var skipped []int // handlers of outcome.Also
+	var frozen []*line
+	if l.side != 0 {
+		x.stop = "" // too late: the chain has gone on
+	}
+	err := d.persist(x, func() error {
+		if x.stop != "" && x.outcome.Also == nil {
+			rest, err := d.rest(x)
+			if err != nil {
+				return err
+			}
+			d.mu.Lock()
+			rest, frozen = d.freeze(l.lane, rest)
+			d.mu.Unlock()
+			for _, r := range rest {
+				skipped = append(skipped, r.Handler)
+				x.outcome.Also = append(x.outcome.Also, journal.StatusChange{
+					Execution: r.ID, Status: journal.Skipped, Error: x.stop,
+				})
+			}
+		}
+		return d.store.Record(d.base, x.outcome)
+	})
+	ended := time.Now()
+	final := errors.Is(err, journal.ErrFinal) || errors.Is(err, journal.ErrNotFound)
+	d.report(x, err)
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.done(g)
+	if err != nil && !final {
+		return // given up at the stop; l stays busy
+	}
+	if err == nil {
+		g.metrics.outcome(&x.outcome, ended.Sub(x.commit), x.replay)
+		for _, h := range skipped {
+			d.gate(h).metrics.finished(journal.Skipped, 1)
+		}
+	}
+	switch {
+	case err == nil && x.outcome.Status == journal.Pending:
+		e := &l.window.entries[0]
+		e.attempts++
+		e.next = x.outcome.NextAt.UnixNano()
+	case len(x.outcome.Also) > 0:
+		l.pop()
+		d.setWindow(l, nil)
+	default:
+		l.pop()
+	}
+	d.place(l)
+	for _, s := range frozen {
+		s.id = 0
+		d.setWindow(s, nil)
+		d.place(s)
+	}
+}
+
+// rest returns the open executions of x's event that come after it in the chain.
+func (d *Dispatcher) rest(x *execution) ([]journal.Execution, error) {
+	var rest []journal.Execution
+	for id := x.id + 1; ; id++ {
+		r, err := d.store.Execution(id)
+		if errors.Is(err, journal.ErrNotFound) {
+			return rest, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the chain of event %s: %w", x.entry.event, err)
+		}
+		if r.Event != x.entry.event || r.ReplayOf != 0 {
+			return rest, nil
+		}
+		if r.Status.Open() {
+			rest = append(rest, r)
+		}
+	}
+}
+
+// freeze keeps the side lines of a lane from making any of rest, and takes from rest
+// what they are making already. Its caller places the frozen ones again.
+func (d *Dispatcher) freeze(ln *lane, rest []journal.Execution) (left []journal.Execution, frozen []*line) {
+	left = rest[:0]
+	for _, r := range rest {
+		s := ln.side(r.Handler)
+		if s != nil && s.id == r.ID {
+			if s.state == busy {
+				continue
+			}
+			d.unplace(s)
+			s.state = busy
+			frozen = append(frozen, s)
+		}
+		left = append(left, r)
+	}
+	return left, frozen
+}
+
+// persist calls record until the store has taken the outcome or says that it never
+// will. Meanwhile nothing else is started. When a stop has used up its grace it
+// gives up.
+func (d *Dispatcher) persist(x *execution, record func() error) error {
+	definite := func(err error) bool {
+		return err == nil || errors.Is(err, journal.ErrFinal) || errors.Is(err, journal.ErrNotFound)
+	}
+	err := record()
+	if definite(err) {
+		return err
+	}
+
+	d.mu.Lock()
+	d.trouble++
+	first := d.trouble == 1
+	d.mu.Unlock()
+	if first {
+		d.log.Error("dispatch pauses: the journal does not take outcomes",
+			"event", x.entry.event, "handler", x.Handler.ID, "execution", x.id, "err", err)
+	}
+	for p := newPause(); !definite(err) && p.wait(d.base.Done()); {
+		err = record()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.trouble--; d.trouble == 0 && definite(err) {
+		d.log.Info("dispatch goes on: the journal takes outcomes again")
+		d.kick()
+	}
+	return err
+}
+
+// report logs what became of an execution.
+func (d *Dispatcher) report(x *execution, err error) {
+	attrs := []slog.Attr{
+		slog.Any("event", x.entry.event), slog.String("type", string(x.typ)),
+		slog.Int("handler", x.Handler.ID), slog.Uint64("execution", x.id),
+	}
+	if x.outcome.Attempt != nil {
+		attrs = append(attrs, slog.Int("attempt", x.outcome.Attempt.Number))
+	}
+	level, text := slog.LevelDebug, ""
+	o := &x.outcome
+	switch {
+	case errors.Is(err, journal.ErrFinal), errors.Is(err, journal.ErrNotFound):
+		level, text = slog.LevelWarn, "execution was ended by another while an attempt was made"
+		attrs = append(attrs, slog.Any("err", err))
+	case err != nil:
+		level, text = slog.LevelError, "outcome not recorded: the attempt will be made again"
+		attrs = append(attrs, slog.Any("err", err))
+	case o.Status == journal.Succeeded:
+		text = "execution succeeded"
+		attrs = append(attrs, slog.Duration("took", o.Attempt.Duration))
+	case o.Status == journal.Skipped:
+		text = "execution skipped"
+	case o.Status == journal.Dead:
+		level, text = slog.LevelError, "execution given up"
+	default:
+		level, text = slog.LevelInfo, "attempt failed"
+		if o.Attempt.Number == 1 {
+			level = slog.LevelWarn
+		}
+		attrs = append(attrs, slog.Time("next", o.NextAt))
+	}
+	switch {
+	case err != nil:
+	case o.Error != "":
+		attrs = append(attrs, slog.String("err", o.Error))
+	case o.Attempt != nil && o.Attempt.Error != "":
+		attrs = append(attrs, slog.String("err", o.Attempt.Error))
+	}
+	d.log.LogAttrs(d.base, level, text, attrs...)
+}
+
+// cut bounds the text of an error.
+func cut(s string) string {
+	if len(s) <= maxError {
+		return s
+	}
+	return s[:maxError] + "..."
+}
