@@ -116,11 +116,19 @@ func (m *Mask) tail(b []byte) []byte {
 // valid UTF-8, white space and control characters as single spaces, an ellipsis
 // where it was cut.
 func (m *Mask) Line(s string, n int) string {
-	s = string(m.Bytes([]byte(s)))
-	s = strings.ToValidUTF8(s, string(utf8.RuneError))
-	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool {
-		return unicode.IsSpace(r) || !unicode.IsGraphic(r)
-	}), " ")
+	if m != nil {
+		for _, secret := range m.secrets {
+			if strings.Contains(s, string(secret)) {
+				s = strings.ReplaceAll(s, string(secret), Masked)
+			}
+		}
+	}
+	if !isPlain(s) {
+		s = strings.ToValidUTF8(s, string(utf8.RuneError))
+		s = strings.Join(strings.FieldsFunc(s, func(r rune) bool {
+			return unicode.IsSpace(r) || !unicode.IsGraphic(r)
+		}), " ")
+	}
 	if len(s) <= n {
 		return s
 	}
@@ -130,6 +138,19 @@ func (m *Mask) Line(s string, n int) string {
 		cut--
 	}
 	return s[:cut] + ellipsis
+}
+
+// isPlain tells a text of printable ASCII with single spaces, which most are.
+func isPlain(s string) bool {
+	last := byte(' ')
+	for i := range len(s) {
+		c := s[i]
+		if c < ' ' || c > '~' || c == ' ' && last == ' ' {
+			return false
+		}
+		last = c
+	}
+	return len(s) == 0 || last != ' '
 }
 
 // Sensitive reports whether a header, variable or query parameter of this name

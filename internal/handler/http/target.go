@@ -44,12 +44,12 @@ func parseTarget(text string, secret bool) (target, error) {
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https":
 		return t, fmt.Errorf("url: scheme %q: want http or https, as in https://host/path", u.Scheme)
-	case u.Host == "" || u.Hostname() == "":
-		return t, errors.New("url: no host: want https://host/path")
 	case u.Fragment != "":
 		return t, errors.New("url: what follows # is never sent: remove it, or write %23")
 	case templated && u.Path == "" && u.RawQuery == "":
 		return t, errors.New("url: scheme and host must be fixed: actions may stand in the path and query only")
+	case u.Host == "" || u.Hostname() == "":
+		return t, errors.New("url: no host: want https://host/path")
 	}
 	t.shown = t.show(u)
 	if !templated {

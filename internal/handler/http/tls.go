@@ -23,7 +23,6 @@ func (t TLS) config() (*tls.Config, error) {
 		MinVersion:         tls.VersionTLS12,
 		ServerName:         t.ServerName,
 		InsecureSkipVerify: t.InsecureSkipVerify,
-		ClientSessionCache: tls.NewLRUClientSessionCache(8),
 	}
 	switch t.MinVersion {
 	case "", "1.2":
@@ -43,6 +42,9 @@ func (t TLS) config() (*tls.Config, error) {
 		}
 	}
 	if t.CertFile == "" && t.KeyFile == "" {
+		// With a client certificate sessions are not resumed: a server would go on
+		// seeing the certificate of the first one after it was renewed.
+		c.ClientSessionCache = tls.NewLRUClientSessionCache(8)
 		return c, nil
 	}
 	if t.CertFile == "" || t.KeyFile == "" {
