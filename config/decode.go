@@ -333,7 +333,7 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, field string, tag reflec
 		}
 	case *Secret:
 		if s, ok := d.scalar(n, field, lenient|hidden, "text"); ok {
-			*p = Secret(s.text)
+			*p = NewSecret(s.text)
 		}
 	case *Text:
 		if s, ok := d.scalar(n, field, lenient, "text"); ok {
@@ -346,7 +346,7 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, field string, tag reflec
 		}
 		var b bytes.Buffer
 		d.json(n, field, &b)
-		*p = b.Bytes()
+		*p = NewObject(b.Bytes())
 	case *time.Duration:
 		parseScalar(d, n, field, p, ParseDuration, "a duration", "write a number with a unit: 500ms, 30s, 15m, 2h, 1d")
 	case *ByteSize:
@@ -375,7 +375,7 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, field string, tag reflec
 	case *SecretRef:
 		if n.Kind == yaml.ScalarNode {
 			if s, ok := d.scalar(n, field, lenient|hidden, "text"); ok {
-				p.Value = Secret(s.text)
+				p.Value = NewSecret(s.text)
 			}
 			return
 		}

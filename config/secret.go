@@ -11,17 +11,34 @@ const masked = "***"
 // Secret is text that must not be seen: whatever prints, marshals or logs it gets
 // "***", or nothing when it is empty. Reveal gives the text to the one place that
 // sends it.
-type Secret string
+type Secret struct {
+	// A pointer, since fmt prints a string inside a struct that it was given a wrong
+	// verb for, and asks no method.
+	text *string
+}
+
+// NewSecret hides text.
+func NewSecret(text string) Secret {
+	if text == "" {
+		return Secret{}
+	}
+	return Secret{&text}
+}
 
 // Reveal returns the text.
-func (s Secret) Reveal() string { return string(s) }
+func (s Secret) Reveal() string {
+	if s.text == nil {
+		return ""
+	}
+	return *s.text
+}
 
 // IsZero reports whether there is no secret.
-func (s Secret) IsZero() bool { return s == "" }
+func (s Secret) IsZero() bool { return s.text == nil }
 
 // String returns "***".
 func (s Secret) String() string {
-	if s == "" {
+	if s.IsZero() {
 		return ""
 	}
 	return masked
@@ -48,16 +65,24 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // Object is a free-form mapping, kept as a JSON object for a plugin that judges
 // it by its own rules. It may hold secrets, so it prints as Secret does; Reveal
 // gives the JSON.
-type Object []byte
+type Object struct{ json Secret }
+
+// NewObject keeps a JSON object.
+func NewObject(json []byte) Object { return Object{NewSecret(string(json))} }
 
 // Reveal returns the JSON object, or nil when there is none.
-func (o Object) Reveal() []byte { return o }
+func (o Object) Reveal() []byte {
+	if o.IsZero() {
+		return nil
+	}
+	return []byte(o.json.Reveal())
+}
 
 // IsZero reports whether there is no mapping.
-func (o Object) IsZero() bool { return len(o) == 0 }
+func (o Object) IsZero() bool { return o.json.IsZero() }
 
 // String returns "***".
-func (o Object) String() string { return Secret(o).String() }
+func (o Object) String() string { return o.json.String() }
 
 // GoString returns "***" too.
 func (o Object) GoString() string { return o.String() }
@@ -66,7 +91,7 @@ func (o Object) GoString() string { return o.String() }
 func (o Object) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, o.String()) }
 
 // MarshalJSON returns "***" in quotes.
-func (o Object) MarshalJSON() ([]byte, error) { return Secret(o).MarshalJSON() }
+func (o Object) MarshalJSON() ([]byte, error) { return o.json.MarshalJSON() }
 
 // MarshalYAML returns "***".
 func (o Object) MarshalYAML() (any, error) { return o.String(), nil }

@@ -527,7 +527,7 @@ func (d *decoder) listener(l *Listener) {
 	for i := range l.Tokens {
 		t, at := &l.Tokens[i], item("http.tokens", i)
 		d.secret(at, "token", true, &t.Token, &t.TokenEnv, &t.TokenFile)
-		if t.Token != "" && len(t.Token) < 16 {
+		if n := len(t.Token.Reveal()); n > 0 && n < 16 {
 			d.fail(at, "the token is shorter than 16 characters", "make one with: openssl rand -hex 24")
 		}
 		d.unique(names, at+".name", t.Name)

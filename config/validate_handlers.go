@@ -225,7 +225,7 @@ func (d *decoder) http(at string, h *HTTP) {
 			if d.has(at + ".url_file") {
 				field = at + ".url_file"
 			}
-			if h.SecretURL != "" {
+			if !h.SecretURL.IsZero() {
 				d.url(field, h.SecretURL.Reveal(), "what it names")
 			}
 		}
@@ -239,12 +239,12 @@ func (d *decoder) http(at string, h *HTTP) {
 		if strings.Contains(b.Username, ":") {
 			d.fail(at+".basic.username", "it holds a colon, which basic authentication cannot carry", "use a name without one")
 		}
-		if h.Bearer != "" {
+		if !h.Bearer.IsZero() {
 			d.fail(at+".basic", "basic stands beside bearer", "a request has one Authorization header: keep one")
 		}
 	}
 	for _, name := range sortedKeys(h.Headers) {
-		if strings.EqualFold(name, "Authorization") && (h.Basic != nil || h.Bearer != "") {
+		if strings.EqualFold(name, "Authorization") && (h.Basic != nil || !h.Bearer.IsZero()) {
 			d.fail(at+".headers["+name+"]", "the header stands beside basic or bearer", "a request has one Authorization header: keep one")
 		}
 	}
@@ -259,7 +259,7 @@ func (d *decoder) http(at string, h *HTTP) {
 			d.fail(at+".tls", "the url is http, which has no TLS", "write https:// in url, or remove tls")
 		}
 	}
-	if h.Proxy != "" {
+	if !h.Proxy.IsZero() {
 		u, err := url.Parse(h.Proxy.Reveal())
 		if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5"}, u.Scheme) {
 			d.fail(at+".proxy", "it is not the URL of a proxy", "write http://host:port, https://host:port or socks5://host:port")
@@ -269,7 +269,7 @@ func (d *decoder) http(at string, h *HTTP) {
 	d.signingKey(at, "secret", h.Secret)
 	for i := range h.Secrets {
 		s, f := &h.Secrets[i], item(at+".secrets", i)
-		if s.Value == "" || d.has(f+".value") {
+		if s.Value.IsZero() || d.has(f+".value") {
 			names := []string{"value", "env", "file"}
 			if d.one(f, "write the secret itself, {env: NAME} or {file: path}", names...) {
 				d.resolve(f, "value", "env", "file", &s.Value, &s.Env, &s.File)
@@ -280,7 +280,7 @@ func (d *decoder) http(at string, h *HTTP) {
 	if d.has(at+".secrets") && len(h.Secrets) == 0 {
 		d.fail(at+".secrets", "the list is empty", "add a secret, or remove the key")
 	}
-	if h.Secret != "" {
+	if !h.Secret.IsZero() {
 		if len(h.Secrets) > 0 {
 			d.fail(at+".secrets", "secrets stands beside secret", "move the one secret into the list")
 		} else {
@@ -403,7 +403,7 @@ func (d *decoder) header(field, name, value string) {
 
 // signingKey judges a secret in the form of the Standard Webhooks specification.
 func (d *decoder) signingKey(at, base string, s Secret) {
-	if s == "" {
+	if s.IsZero() {
 		return
 	}
 	field := at
@@ -561,7 +561,7 @@ func (d *decoder) secret(at, base string, required bool, value *Secret, env, fil
 func (d *decoder) resolve(at, base, envName, fileName string, value *Secret, env, file *string) {
 	switch {
 	case base != "" && d.has(join(at, base)):
-		if *value == "" {
+		if value.IsZero() {
 			d.fail(join(at, base), "it is empty", "give a value, or remove the key")
 		}
 	case env != nil && d.has(join(at, envName)):
@@ -580,7 +580,7 @@ func (d *decoder) resolve(at, base, envName, fileName string, value *Secret, env
 		case strings.ContainsAny(text, "\n\r\x00"):
 			d.fail(field, "the environment variable "+*env+" holds a line break or a NUL", "set it to one line")
 		default:
-			*value = Secret(text)
+			*value = NewSecret(text)
 		}
 	case d.has(join(at, fileName)):
 		field := join(at, fileName)
@@ -598,7 +598,7 @@ func (d *decoder) resolve(at, base, envName, fileName string, value *Secret, env
 		case strings.ContainsAny(text, "\n\r\x00") || !utf8.ValidString(text):
 			d.fail(field, "the file holds more than one line, or no text", "write the secret alone into it, in one line")
 		default:
-			*value = Secret(text)
+			*value = NewSecret(text)
 		}
 	}
 }
