@@ -18,7 +18,10 @@ import (
 )
 
 // maxNodes bounds how far aliases may blow a file up.
-const maxNodes = 200_000
+const maxNodes = 50_000
+
+// maxField bounds how deep values nest, by the length of their field.
+const maxField = 1000
 
 // decoder fills a value from the yaml.Node tree of one file and collects every
 // mistake on the way. It does not use yaml's own decoding, which loses positions
@@ -290,10 +293,7 @@ func kindOf(n *yaml.Node) string {
 // decode fills v from n. key is the mapping key of n, or nil; tag is the struct
 // tag of the field that v is.
 func (d *decoder) decode(n *yaml.Node, v reflect.Value, field string, tag reflect.StructTag) {
-	if d.nodes++; d.nodes > maxNodes {
-		if d.nodes == maxNodes+1 {
-			d.add(d.at(n, field), "the file's aliases expand to too much", "use fewer aliases")
-		}
+	if !d.visit(n, field) {
 		return
 	}
 	if n.Kind == yaml.AliasNode {
@@ -419,6 +419,20 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, field string, tag reflec
 			panic("config: no decoding for " + v.Type().String())
 		}
 	}
+}
+
+// visit counts a node and reports whether it may be decoded.
+func (d *decoder) visit(n *yaml.Node, field string) bool {
+	d.nodes++
+	switch {
+	case d.nodes == maxNodes+1:
+		d.add(d.at(n, ""), "the file holds too many values, or its aliases expand to too many", "use fewer")
+	case d.nodes <= maxNodes && len(field) > maxField:
+		d.add(d.at(n, field[:60]+"..."), "it is nested too deep", "nest less")
+	case d.nodes <= maxNodes:
+		return true
+	}
+	return false
 }
 
 // enumTag is the tag that the items of a list type are judged by.
@@ -889,10 +903,7 @@ func boolWord(s string) bool {
 
 // json writes n as JSON, keeping the digits of numbers and the order of keys.
 func (d *decoder) json(n *yaml.Node, field string, b *bytes.Buffer) {
-	if d.nodes++; d.nodes > maxNodes {
-		if d.nodes == maxNodes+1 {
-			d.add(d.at(n, field), "the file's aliases expand to too much", "use fewer aliases")
-		}
+	if !d.visit(n, field) {
 		b.WriteString("null")
 		return
 	}

@@ -242,7 +242,7 @@ type HTTP struct {
 	// Statuses says what an answer's status means, where it is not what it usually
 	// means.
 	Statuses Statuses `yaml:"statuses,omitempty"`
-	// Allow lists the only addresses that may be called, and lifts deny for them.
+	// Allow lists addresses that are called whatever deny says.
 	Allow Addresses `yaml:"allow,omitempty"`
 	// Deny lists addresses that are never called. Link-local and metadata addresses
 	// are always denied unless allow names them.
