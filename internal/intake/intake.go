@@ -297,7 +297,7 @@ func (in *Intake) begin(s *replication.Session) error {
 		in.position.SystemID, in.position.Timeline = s.SystemID, s.Timeline
 		in.position.CommitLSN = 0
 	}
-	in.position.Slot, in.position.Publication = s.Slot, s.Publication
+	in.position.Slot, in.position.Publication, in.position.PublicationOID = s.Slot, s.Publication, s.PublicationOID
 	if in.position.EndLSN < s.Start || in.position.CommitLSN == 0 {
 		in.position.EndLSN = s.Start
 	}

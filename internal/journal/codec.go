@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/billhook/billhook/internal/event"
@@ -169,7 +170,8 @@ func appendEvent(b []byte, e *event.Event) []byte {
 	b = appendString(b, e.Source)
 	b = appendString(b, e.ObjectJSON)
 	b = appendString(b, e.Data)
-	return appendString(b, e.Changed)
+	b = appendString(b, e.Changed)
+	return appendString(b, strings.Join(e.Unchanged, "\x00")) // no column's name holds a zero byte
 }
 
 func decodeEvent(id event.ID, value []byte) (*event.Event, error) {
@@ -186,6 +188,9 @@ func decodeEvent(id event.ID, value []byte) (*event.Event, error) {
 		ObjectJSON: json.RawMessage(c.bytes()),
 		Data:       json.RawMessage(c.bytes()),
 		Changed:    json.RawMessage(c.bytes()),
+	}
+	if names := c.string(); names != "" {
+		e.Unchanged = strings.Split(names, "\x00")
 	}
 	if err := c.done(); err != nil {
 		return nil, fmt.Errorf("event %v: %w", id, err)
@@ -315,19 +320,21 @@ func appendPosition(b []byte, p *Position) []byte {
 	b = appendTime(b, p.CommitTime)
 	b = appendString(b, p.SystemID)
 	b = appendString(b, p.Slot)
-	return appendString(b, p.Publication)
+	b = appendString(b, p.Publication)
+	return binary.BigEndian.AppendUint32(b, p.PublicationOID)
 }
 
 func decodePosition(value []byte) (Position, error) {
 	c := newCut(value, positionV1)
 	p := Position{
-		Timeline:    c.u32(),
-		CommitLSN:   wal.LSN(c.u64()),
-		EndLSN:      wal.LSN(c.u64()),
-		CommitTime:  c.time(),
-		SystemID:    c.string(),
-		Slot:        c.string(),
-		Publication: c.string(),
+		Timeline:       c.u32(),
+		CommitLSN:      wal.LSN(c.u64()),
+		EndLSN:         wal.LSN(c.u64()),
+		CommitTime:     c.time(),
+		SystemID:       c.string(),
+		Slot:           c.string(),
+		Publication:    c.string(),
+		PublicationOID: c.u32(),
 	}
 	if err := c.done(); err != nil {
 		return Position{}, fmt.Errorf("position: %w", err)

@@ -438,9 +438,11 @@ type Position struct {
 	Timeline    uint32
 	Slot        string
 	Publication string
-	CommitLSN   wal.LSN   // the last transaction in the journal
-	EndLSN      wal.LSN   // what may be confirmed to the source
-	CommitTime  time.Time // of the last transaction
+	// PublicationOID tells a publication that was dropped and made again.
+	PublicationOID uint32
+	CommitLSN      wal.LSN   // the last transaction in the journal
+	EndLSN         wal.LSN   // what may be confirmed to the source
+	CommitTime     time.Time // of the last transaction
 }
 
 // Position returns the last position that is durable, false if there is none.

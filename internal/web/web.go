@@ -12,6 +12,7 @@ package web
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
@@ -68,10 +69,17 @@ type Options struct {
 	Live     func() error
 	Gatherer prometheus.Gatherer
 	Version  string
-	// Token, when not empty, is asked for as a bearer token on everything but
-	// /healthz and /readyz.
-	Token  string
+	// Access lists who may look, on everything but /healthz and /readyz. Empty:
+	// anybody who can reach the address.
+	Access []Credential
 	Logger *slog.Logger
+}
+
+// Credential is a bearer token, or a name with a password.
+type Credential struct {
+	Name     string
+	Token    string
+	Password string
 }
 
 // Server is the HTTP face.
@@ -112,15 +120,15 @@ func New(o Options) *Server {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
-// Listen opens the address, and refuses one that is not loopback when there is no
-// token.
-func Listen(address, token string) (net.Listener, error) {
+// Listen opens the address. It refuses one that others can reach when access is
+// free.
+func Listen(address string, access []Credential) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %q: want host:port such as 127.0.0.1:8321", address)
 	}
-	if token == "" && !loopback(host) {
-		return nil, fmt.Errorf("listen on %s: an address that others can reach needs a token; set http.token_file, or listen on 127.0.0.1", address)
+	if len(access) == 0 && !loopback(host) {
+		return nil, fmt.Errorf("listen on %s: an address that others can reach needs http.tokens or http.users; or listen on 127.0.0.1", address)
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -178,18 +186,39 @@ func headers(next http.Handler) http.Handler {
 }
 
 func (s *Server) authorise(next http.Handler) http.Handler {
-	if s.opts.Token == "" {
+	if len(s.opts.Access) == 0 {
 		return next
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		if !ok || subtle.ConstantTimeCompare([]byte(given), []byte(s.opts.Token)) != 1 {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="billhook"`)
-			fail(w, http.StatusUnauthorized, "a bearer token is needed")
+		if !s.allowed(r) {
+			w.Header().Add("WWW-Authenticate", `Bearer realm="billhook"`)
+			w.Header().Add("WWW-Authenticate", `Basic realm="billhook"`)
+			fail(w, http.StatusUnauthorized, "a token, or a name and password, is needed")
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// allowed compares with every credential, in a time that tells nothing.
+func (s *Server) allowed(r *http.Request) bool {
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	name, password, _ := r.BasicAuth()
+	ok := 0
+	for _, c := range s.opts.Access {
+		if c.Token != "" {
+			ok |= same(token, c.Token)
+		}
+		if c.Password != "" {
+			ok |= same(name, c.Name) & same(password, c.Password)
+		}
+	}
+	return ok == 1
+}
+
+func same(given, want string) int {
+	g, w := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(want))
+	return subtle.ConstantTimeCompare(g[:], w[:])
 }
 
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {

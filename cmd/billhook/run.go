@@ -1,0 +1,45 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/billhook/billhook/internal/app"
+)
+
+// files are the flags that name the configuration.
+type files struct{ config, handlers string }
+
+func (f *files) flags(set *pflag.FlagSet) {
+	set.StringVar(&f.config, "config", "/etc/billhook/billhook.yaml", "the DBA's file: source, mapping, journal")
+	set.StringVar(&f.handlers, "handlers", "/etc/billhook/handlers.yaml", "the operator's file: who is called")
+}
+
+func runCommand() *cobra.Command {
+	var f files
+	var standby bool
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Follow the database and call the handlers",
+		Long: `Follow the database and call the handlers, until SIGINT or SIGTERM.
+
+handlers.yaml is loaded again when it changes and on SIGHUP; a file with a
+mistake is refused with the reason, and the last good one stays in force.`,
+		Example: "  billhook run --config billhook.yaml --handlers handlers.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := app.Load(app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion(), Standby: standby})
+			if err != nil {
+				return err
+			}
+			a, err := app.New(cmd.Context(), l)
+			if err != nil {
+				return err
+			}
+			return a.Run(cmd.Context())
+		},
+	}
+	f.flags(cmd.Flags())
+	cmd.Flags().BoolVar(&standby, "standby", false, "when another instance has the slot, wait for it instead of ending")
+	return cmd
+}

@@ -1,0 +1,382 @@
+// Package app builds Billhook of its parts and runs it: one straight function
+// puts everything together, Run blocks, and stopping goes in reverse order. It is
+// the only package that knows the configuration files.
+//
+// It promises that a start either succeeds or ends with one clear error and
+// nothing half done; that a bad handlers.yaml never replaces a good one; and that
+// Run returns only when all that it started has ended.
+//
+// Start with Load and App.Run.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/billhook/billhook/config"
+	"github.com/billhook/billhook/internal/billing"
+	"github.com/billhook/billhook/internal/dispatch"
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/intake"
+	"github.com/billhook/billhook/internal/journal"
+	"github.com/billhook/billhook/internal/replication"
+	"github.com/billhook/billhook/internal/replication/snapshot"
+	"github.com/billhook/billhook/internal/web"
+)
+
+// Options of Load.
+type Options struct {
+	ConfigPath   string
+	HandlersPath string
+	Version      string
+	Env          config.Lookup // nil: the process environment
+	Logger       *slog.Logger  // nil: by the log section of the file, to standard error
+	// Standby waits for a slot that somebody else has, instead of ending.
+	Standby bool
+	// Listener serves the HTTP face instead of http.listen.
+	Listener net.Listener
+}
+
+// Loaded is a configuration that has been read and judged, with nothing opened
+// yet.
+type Loaded struct {
+	Options  Options
+	Config   *config.Billhook
+	Handlers *config.Handlers
+	Mapping  billing.Mapping
+}
+
+// Load reads both files and judges all of them that can be judged without a
+// database. Its error names each mistake on a line of its own.
+func Load(o Options) (*Loaded, error) {
+	if o.Env == nil {
+		o.Env = os.LookupEnv
+	}
+	b, err := config.LoadBillhook(o.ConfigPath, o.Env)
+	if err != nil {
+		return nil, err
+	}
+	m, errMapping := mapping(b)
+	h, errHandlers := config.LoadHandlers(o.HandlersPath, o.Env, b)
+	if err := errors.Join(errMapping, errHandlers); err != nil {
+		return nil, err
+	}
+	if _, err := billing.New(m, billing.Options{}); err != nil {
+		return nil, b.At("entities").Problem(err.Error(), "correct the mapping")
+	}
+	return &Loaded{Options: o, Config: b, Handlers: h, Mapping: m}, nil
+}
+
+// Logger makes the logger that the file asks for.
+func Logger(l config.Log) *slog.Logger {
+	level := slog.LevelInfo
+	_ = level.UnmarshalText([]byte(l.Level)) // the loader allows only good ones
+	o := &slog.HandlerOptions{Level: level}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o))
+}
+
+// App is a Billhook that is ready to run.
+type App struct {
+	loaded  *Loaded
+	log     *slog.Logger
+	metrics *metrics
+
+	journal    *journal.Journal
+	dispatcher *dispatch.Dispatcher
+	client     *replication.Client
+	intake     *intake.Intake
+	web        *web.Server
+	listener   net.Listener
+
+	handlers atomic.Pointer[[]*dispatch.Handler]
+	shown    atomic.Pointer[[]web.Handler]
+	defined  map[int]defined // of the reloading goroutine
+	reload   atomic.Pointer[reloadState]
+	fillErr  atomic.Pointer[string]
+}
+
+// New opens the journal, makes the handlers and attaches to the database. After
+// an error nothing stays open.
+func New(ctx context.Context, l *Loaded) (a *App, err error) {
+	c := l.Config
+	a = &App{loaded: l, log: l.Options.Logger}
+	if a.log == nil {
+		a.log = Logger(c.Log)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.metrics = newMetrics(registry, l.Options.Version)
+
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				undo[i]()
+			}
+		}
+	}()
+
+	var access []web.Credential
+	for _, t := range c.HTTP.Tokens {
+		access = append(access, web.Credential{Name: t.Name, Token: t.Token.Reveal()})
+	}
+	for _, u := range c.HTTP.Users {
+		access = append(access, web.Credential{Name: u.Name, Password: u.Password.Reveal()})
+	}
+	a.listener = l.Options.Listener
+	if a.listener == nil {
+		if a.listener, err = web.Listen(c.HTTP.Listen, access); err != nil {
+			return nil, err
+		}
+	}
+	undo = append(undo, func() { _ = a.listener.Close() })
+
+	definedNow, made, err := build(l.Handlers, nil, l.Options.Version)
+	if err != nil {
+		return nil, err
+	}
+	owned := false // the dispatcher closes handlers once it has them
+	undo = append(undo, func() {
+		for _, h := range made {
+			if h.Call != nil && !owned {
+				_ = h.Call.Close()
+			}
+		}
+	})
+
+	a.journal, err = journal.Open(journal.Options{
+		Path: c.Journal.Path, Retention: c.Journal.Retention,
+		Logger: a.log, Registerer: registry,
+		OnDurable: func(q []journal.Queued) { a.dispatcher.Enqueue(q) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { _ = a.journal.Close() })
+
+	a.dispatcher, err = dispatch.New(dispatch.Options{
+		Store: a.journal, Logger: a.log, Registerer: registry, Workers: c.Dispatch.Concurrency, Grace: c.Dispatch.Grace,
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	position, attached := a.journal.Position()
+	if attached && (position.Slot != c.Source.Slot || position.Publication != c.Source.Publication) {
+		return nil, c.At("source.slot").Problem(
+			fmt.Sprintf("the journal in %s belongs to slot %q and publication %q, not to %q and %q", c.Journal.Path, position.Slot, position.Publication, c.Source.Slot, c.Source.Publication),
+			"name those, or give another journal.path")
+	}
+	resume := replication.Position{}
+	if attached {
+		resume = replication.Position{
+			SystemID: position.SystemID, Timeline: position.Timeline, Slot: position.Slot,
+			Publication: position.Publication, PublicationOID: position.PublicationOID, LSN: position.EndLSN,
+		}
+	}
+	a.client, err = replication.New(replication.Options{
+		DSN: c.Source.DSN.Reveal(), Slot: c.Source.Slot, Publication: c.Source.Publication,
+		Resume: resume, Tables: tables(l.Mapping), Create: c.Source.Create, Logger: a.log, Registerer: registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err = a.attach(ctx, attached); err != nil {
+		return nil, err
+	}
+
+	a.intake, err = intake.New(intake.Options{
+		Journal: a.journal, Mapping: l.Mapping, Plan: a.plan, Wants: a.wants, Types: eventTypes(c),
+		Confirm: a.client.Confirm, Logger: a.log, Registerer: registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	owned = true
+	a.use(l.Handlers, definedNow, made)
+	a.metrics.reloaded(nil)
+
+	a.web = web.New(web.Options{
+		Journal: a.journal, Handlers: func() []web.Handler { return *a.shown.Load() },
+		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
+	})
+	return a, nil
+}
+
+// attach checks the database before anything runs. On the first attach every
+// failure ends the start, so that whoever attaches sees it. Later a database that
+// is away, or a slot that another instance has, is waited for: handlers go on.
+func (a *App) attach(ctx context.Context, attached bool) error {
+	session, err := a.client.Attach(ctx)
+	if err == nil {
+		a.log.Info("attached", "database", session.Database, "server", session.ServerVersion, "slot", session.Slot, "slot_created", session.SlotCreated, "lsn", session.Start)
+		return nil
+	}
+	var e *replication.Error
+	if errors.As(err, &e) && (e.Class == replication.Wait && (a.loaded.Options.Standby || attached) || e.Class == replication.Transient && attached) {
+		a.log.Warn("cannot attach yet, waiting", "err", err)
+		return nil
+	}
+	return err
+}
+
+// Address is where the HTTP face listens.
+func (a *App) Address() net.Addr { return a.listener.Addr() }
+
+func eventTypes(c *config.Billhook) []event.Type {
+	var types []event.Type
+	for _, t := range c.EventTypes() {
+		types = append(types, event.Type(t.Name))
+	}
+	return types
+}
+
+// use puts handlers into force for new events and for those that wait.
+func (a *App) use(h *config.Handlers, d map[int]defined, made []*dispatch.Handler) {
+	rows := shown(h)
+	a.defined = d
+	a.handlers.Store(&made)
+	a.shown.Store(&rows)
+	a.dispatcher.SetHandlers(made)
+}
+
+func (a *App) plan(e *event.Event) []journal.Planned {
+	planned, err := dispatch.Plan(*a.handlers.Load(), e)
+	if err != nil {
+		a.log.Warn("condition of a handler cannot be judged", "event", e.ID.String(), "err", err)
+	}
+	return planned
+}
+
+func (a *App) wants(t event.Type) bool {
+	for _, h := range *a.handlers.Load() {
+		if h.Status != dispatch.Archived && h.Matches(t) {
+			return true
+		}
+	}
+	return false
+}
+
+// Run runs until ctx ends or something fails that a restart may cure. What ends
+// by itself, in the order it was started: the stream, so that nothing more comes
+// in; intake, when all that came is durable; the dispatcher, when running attempts
+// have ended; the HTTP face; the journal.
+func (a *App) Run(ctx context.Context) error {
+	background := context.WithoutCancel(ctx)
+	failed := make(chan error, 8)
+	start := func(name string, run func(context.Context) error) (stop func()) {
+		ctx, cancel := context.WithCancel(background)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				failed <- fmt.Errorf("%s: %w", name, err)
+			}
+		})
+		return func() { cancel(); wg.Wait() }
+	}
+
+	stopWeb := start("http", func(ctx context.Context) error { return a.web.Run(ctx, a.listener) })
+	stopDispatch := start("dispatch", a.dispatcher.Run)
+	chunks := make(chan *replication.Chunk)
+	stopIntake := start("intake", func(ctx context.Context) error { return a.intake.Run(ctx, chunks) })
+	stopStream := start("replication", func(ctx context.Context) error {
+		if err := a.client.Run(ctx, chunks); err != nil {
+			// Only a person can help. Handlers go on, and health and metrics tell.
+			a.log.Error("replication has stopped; no new events come in until this is cured and billhook is started again", "err", err)
+		}
+		return nil
+	})
+	stopFill := start("fill", a.fill)
+	stopReload := start("reload", a.watch)
+	stopRetention := start("retention", a.expire)
+
+	var err error
+	select {
+	case <-ctx.Done():
+		a.log.Info("stopping")
+	case err = <-failed:
+		a.log.Error("stopping after a failure", "err", err)
+	}
+	stopReload()
+	stopRetention()
+	stopFill()
+	stopStream()
+	stopIntake()
+	stopDispatch()
+	stopWeb()
+	if closeErr := a.journal.Close(); closeErr != nil {
+		err = errors.Join(err, closeErr)
+	}
+	select {
+	case also := <-failed:
+		err = errors.Join(err, also)
+	default:
+	}
+	if err == nil {
+		a.log.Info("stopped")
+	}
+	return err
+}
+
+// fill brings the rows that were there before into memory, trying again for ever.
+func (a *App) fill(ctx context.Context) error {
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		err := a.fillOnce(ctx)
+		if err == nil || ctx.Err() != nil {
+			a.fillErr.Store(nil)
+			return nil
+		}
+		text := err.Error()
+		a.fillErr.Store(&text)
+		a.log.Warn("memory cannot be filled from the tables, trying again", "err", err, "in", wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (a *App) fillOnce(ctx context.Context) error {
+	reader, err := snapshot.Open(ctx, a.loaded.Config.Source.DSN.Reveal())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = reader.Close(closing) // nothing is pending on it
+	}()
+	return a.intake.Fill(ctx, reader, a.loaded.Config.Source.Publication)
+}
+
+// expire drops what retention no longer keeps, now and then.
+func (a *App) expire(ctx context.Context) error {
+	t := time.NewTicker(10 * time.Minute)
+	defer t.Stop()
+	for {
+		if n, err := a.journal.Expire(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn("old executions cannot be dropped", "err", err)
+		} else if n > 0 {
+			a.log.Info("old executions dropped", "buckets", n)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}

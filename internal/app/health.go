@@ -1,0 +1,58 @@
+package app
+
+import (
+	"fmt"
+
+	"github.com/billhook/billhook/internal/replication"
+	"github.com/billhook/billhook/internal/web"
+)
+
+// Ready is what /readyz stands on: the stream flows, the journal takes writes,
+// memory is filled. A refused handlers.yaml is told but does not make Billhook
+// unready: the last good one is in force.
+func (a *App) Ready() []web.Check {
+	var checks []web.Check
+	add := func(name string, ok bool, text string) {
+		checks = append(checks, web.Check{Name: name, OK: ok, Text: text})
+	}
+
+	s := a.client.State()
+	text := s.Phase.String()
+	if s.Detail != "" {
+		text += ": " + s.Detail
+	}
+	if s.Phase != replication.Streaming && s.Err != nil {
+		text += ": " + s.Err.Error()
+	}
+	if s.Phase == replication.Streaming {
+		text += fmt.Sprintf(" from slot %s, confirmed %s", a.loaded.Config.Source.Slot, s.Confirmed)
+	}
+	add("replication", s.Phase == replication.Streaming, text)
+
+	switch err, blocked := a.journal.Err(), a.intake.Blocked(); {
+	case err != nil:
+		add("journal", false, err.Error())
+	case blocked != "":
+		add("journal", false, blocked)
+	default:
+		add("journal", true, "takes writes")
+	}
+
+	switch n := a.intake.TablesToFill(); {
+	case a.fillErr.Load() != nil:
+		add("memory", false, *a.fillErr.Load())
+	case n < 0:
+		add("memory", false, "not looked at yet")
+	case n > 0:
+		add("memory", false, fmt.Sprintf("%d tables are being read; until then the first change of a row that was there before may make no event", n))
+	default:
+		add("memory", true, "filled")
+	}
+
+	if r := a.reload.Load(); r != nil && r.err != nil {
+		add("handlers", true, "the file was refused, the last good one is in force: "+r.err.Error())
+	} else {
+		add("handlers", true, fmt.Sprintf("%d in force", len(*a.handlers.Load())))
+	}
+	return checks
+}

@@ -1,0 +1,245 @@
+package app
+
+import (
+	"slices"
+
+	"github.com/billhook/billhook/config"
+	"github.com/billhook/billhook/internal/billing"
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/expr"
+	"github.com/billhook/billhook/internal/replication"
+	"github.com/billhook/billhook/internal/replication/catalog"
+)
+
+// problems collects what is wrong with a loaded file, in the loader's own form.
+type problems struct{ list config.Errors }
+
+func (p *problems) add(pos config.Pos, problem, remedy string) {
+	p.list = append(p.list, pos.Problem(problem, remedy))
+}
+
+// unsupported refuses a key that this version cannot obey yet.
+func (p *problems) unsupported(pos config.Pos, what string) {
+	p.add(pos, what+" is not supported by this version of billhook", "remove it")
+}
+
+func (p *problems) err() error {
+	if len(p.list) == 0 {
+		return nil
+	}
+	return p.list
+}
+
+// expression reports a compile error of e at its place in the file.
+func (p *problems) expression(e config.Expr, err error) {
+	pos := e.Pos
+	if line, column, ok := expr.Pos(err); ok {
+		pos = e.At(line, column)
+	}
+	p.add(pos, err.Error(), "correct the expression")
+}
+
+func (p *problems) condition(e config.Expr) *expr.Condition {
+	if e.IsZero() {
+		return nil
+	}
+	c, err := expr.CompileRow(e.Text)
+	if err != nil {
+		p.expression(e, err)
+		return nil
+	}
+	return c
+}
+
+// mapping translates billhook.yaml's entities and events.
+func mapping(b *config.Billhook) (billing.Mapping, error) {
+	p := &problems{}
+	m := billing.Mapping{Source: b.Source.Name}
+	if c := b.Entities.Clients; c != nil {
+		const at = "entities.clients"
+		e := p.entity(billing.Clients, c.Mapping, nil)
+		e.Archive = p.test(b, at+".archive", c.Archive)
+		if c.Balance != nil {
+			e.Balance = p.balance(b, at+".balance", c.Balance)
+		}
+		if f := c.CustomFields; f != nil {
+			e.CustomFields = &billing.CustomFields{Columns: slices.Clone(f.Columns), Client: slices.Clone(f.Client), Name: f.Name, Value: f.Value}
+			if f.Column != "" {
+				e.CustomFields.Columns = []string{f.Column}
+			}
+			if f.Table != (config.Table{}) {
+				e.CustomFields.Table = &billing.Table{Schema: f.Table.Schema, Name: f.Table.Name}
+			}
+		}
+		m.Entities = append(m.Entities, e)
+	}
+	if a := b.Entities.Accounts; a != nil {
+		m.Entities = append(m.Entities, p.entity(billing.Accounts, a.Mapping, a.Client))
+	}
+	if s := b.Entities.Packages; s != nil {
+		const at = "entities.packages"
+		e := p.entity(billing.Packages, s.Mapping, s.Client)
+		e.Activate = p.test(b, at+".activate", s.Activate)
+		e.Deactivate = p.test(b, at+".deactivate", s.Deactivate)
+		e.Renew = p.test(b, at+".renew", s.Renew)
+		e.Close = p.test(b, at+".close", s.Close)
+		m.Entities = append(m.Entities, e)
+	}
+	names := make([]string, 0, len(b.Events))
+	for name := range b.Events {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		m.Rules = append(m.Rules, p.rules(b, name, b.Events[name])...)
+	}
+	return m, p.err()
+}
+
+func (p *problems) entity(name string, c config.Mapping, client config.Columns) billing.Entity {
+	return billing.Entity{
+		Name: name, Table: billing.Table{Schema: c.Table.Schema, Name: c.Table.Name},
+		Key: slices.Clone(c.Key), Client: slices.Clone(client),
+		Ignore: slices.Clone(c.Ignore), Mask: slices.Clone(c.Mask), Exclude: slices.Clone(c.Exclude), Truncate: c.Truncate,
+	}
+}
+
+// test translates a transition; nil stays nil.
+func (p *problems) test(b *config.Billhook, at string, t *config.Transition) *billing.Test {
+	if t == nil {
+		return nil
+	}
+	if t.At != "" {
+		p.unsupported(b.At(at+".at"), "an event by the clock")
+	}
+	out := &billing.Test{When: p.condition(t.When)}
+	switch {
+	case t.Moves != "":
+		out.Moves = &billing.Move{Column: t.Column, Backward: t.Moves == config.Backward}
+	default:
+		out.Becomes = predicate(t.Column, t.Value, t.In, t.Set)
+	}
+	return out
+}
+
+func predicate(column string, value *config.Text, in []config.Text, set *bool) *billing.Predicate {
+	p := &billing.Predicate{Column: column}
+	if value != nil {
+		p.Values = append(p.Values, string(*value))
+	}
+	for _, v := range in {
+		p.Values = append(p.Values, string(v))
+	}
+	if set != nil {
+		p.Set, p.Unset = *set, !*set
+	}
+	return p
+}
+
+// amount translates the column or the expression of a threshold.
+func (p *problems) amount(pos config.Pos, column string, e config.Expr) *expr.Number {
+	text := column
+	if text == "" {
+		text = e.Text
+	}
+	n, err := expr.CompileNumber(text)
+	switch {
+	case err != nil && column == "":
+		p.expression(e, err)
+	case err != nil:
+		p.add(pos, err.Error(), "give the name of a column")
+	case len(n.Columns()) == 0:
+		p.add(pos, "the expression names no column", "write one over columns, such as balance + credit")
+	}
+	return n
+}
+
+func (p *problems) decimal(pos config.Pos, d config.Decimal) billing.Decimal {
+	if d.IsZero() {
+		return billing.Decimal{}
+	}
+	v, err := billing.ParseDecimal(d.String())
+	if err != nil {
+		p.add(pos, err.Error(), "give a decimal number")
+	}
+	return v
+}
+
+func (p *problems) sides(b *config.Billhook, at string, s config.Sides) {
+	if s.Settle != 0 {
+		p.unsupported(b.At(at+".settle"), "settle")
+	}
+}
+
+func (p *problems) balance(b *config.Billhook, at string, c *config.Balance) *billing.Balance {
+	p.sides(b, at, c.Sides)
+	out := &billing.Balance{
+		Key: slices.Clone(c.Key), Amount: p.amount(b.At(at), c.Column, c.Expression),
+		Value: p.decimal(b.At(at+".value"), c.Value), Hysteresis: p.decimal(b.At(at+".hysteresis"), c.Hysteresis),
+		OnCreate: c.OnCreate, PerChange: c.PerChange,
+	}
+	if c.Table != (config.Table{}) {
+		out.Table = &billing.Table{Schema: c.Table.Schema, Name: c.Table.Name}
+	}
+	return out
+}
+
+// rules translates one of the user's own events. A threshold with a way back is
+// two rules.
+func (p *problems) rules(b *config.Billhook, name string, e config.Event) []billing.Rule {
+	at := "events." + name
+	r := billing.Rule{Event: event.Type(name), Entity: e.Entity, Test: billing.Test{When: p.condition(e.When), Changes: slices.Clone(e.Changes)}}
+	for _, op := range e.On {
+		switch op {
+		case config.Insert:
+			r.On |= billing.OnInsert
+		case config.Update:
+			r.On |= billing.OnUpdate
+		case config.Delete:
+			r.On |= billing.OnDelete
+		}
+	}
+	if e.At != "" {
+		p.unsupported(b.At(at+".at"), "an event by the clock")
+	}
+	if e.Becomes != nil {
+		r.Becomes = predicate(e.Becomes.Column, e.Becomes.Value, e.Becomes.In, e.Becomes.Set)
+	}
+	if e.Moves != nil {
+		r.Moves = &billing.Move{Column: e.Moves.Column, Backward: e.Moves.Direction == config.Backward}
+	}
+	if r.On == 0 {
+		r.On = billing.OnUpdate
+		if e.Becomes != nil {
+			r.On |= billing.OnInsert
+		}
+	}
+	if e.Threshold == nil {
+		return []billing.Rule{r}
+	}
+	at += ".threshold"
+	p.sides(b, at, e.Threshold.Sides)
+	t := billing.Threshold{
+		Amount: p.amount(b.At(at), e.Threshold.Column, e.Threshold.Expression),
+		Value:  p.decimal(b.At(at+".value"), e.Threshold.Value), Hysteresis: p.decimal(b.At(at+".hysteresis"), e.Threshold.Hysteresis),
+		Below: true, OnCreate: e.Threshold.OnCreate, PerChange: e.Threshold.PerChange,
+	}
+	r.On, r.Threshold = billing.OnInsert|billing.OnUpdate, &t
+	if e.Threshold.Back == "" {
+		return []billing.Rule{r}
+	}
+	back, up := r, t
+	up.Below = false
+	back.Event, back.On, back.Threshold = event.Type(e.Threshold.Back), billing.OnUpdate, &up
+	return []billing.Rule{r, back}
+}
+
+// tables are what the publication must hold: every mapped table, without the
+// columns that must not leave the database.
+func tables(m billing.Mapping) []replication.Table {
+	var out []replication.Table
+	for _, t := range billing.Tables(m) {
+		out = append(out, replication.Table{Name: catalog.Name{Schema: t.Schema, Table: t.Name}})
+	}
+	return out
+}

@@ -1,0 +1,152 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/billhook/billhook/config"
+	"github.com/billhook/billhook/internal/web"
+)
+
+// Editors write a file in several steps, and mounted volumes do not always tell:
+// wait for quiet, and look by oneself now and then.
+const (
+	reloadQuiet = 300 * time.Millisecond
+	reloadPoll  = 30 * time.Second
+)
+
+// reloadState is what became of the last reload.
+type reloadState struct{ err error }
+
+// watch reloads handlers.yaml when it, or a file it names, changes, and on SIGHUP.
+func (a *App) watch(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+
+	// The folder is watched, not the file: editors replace it by renaming.
+	changed := make(chan fsnotify.Event)
+	if w, err := fsnotify.NewWatcher(); err != nil {
+		a.log.Warn("cannot watch handlers.yaml, looking every so often instead", "err", err, "every", reloadPoll)
+	} else {
+		defer w.Close()
+		dirs := map[string]bool{}
+		for _, f := range a.files(a.loaded.Handlers) {
+			dirs[filepath.Dir(f)] = true
+		}
+		for dir := range dirs {
+			if err := w.Add(dir); err != nil {
+				a.log.Warn("cannot watch a folder, looking every so often instead", "folder", dir, "err", err, "every", reloadPoll)
+			}
+		}
+		changed = w.Events
+	}
+
+	seen := a.fingerprint(a.loaded.Handlers)
+	poll := time.NewTicker(reloadPoll)
+	defer poll.Stop()
+	quiet := time.NewTimer(time.Hour)
+	quiet.Stop()
+	for {
+		forced := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			quiet.Reset(reloadQuiet)
+			continue
+		case <-hup:
+			forced = true
+		case <-quiet.C:
+		case <-poll.C:
+		}
+		now := a.fingerprint(a.loaded.Handlers)
+		if now == seen && !forced {
+			continue
+		}
+		seen = now
+		a.reloadHandlers()
+		seen = a.fingerprint(a.loaded.Handlers) // it may name other files now
+	}
+}
+
+func (a *App) files(h *config.Handlers) []string {
+	return append([]string{a.loaded.Options.HandlersPath}, h.Files...)
+}
+
+// fingerprint is a hash of the contents of every file that the handlers come from.
+func (a *App) fingerprint(h *config.Handlers) uint64 {
+	sum := fnv.New64a()
+	for _, f := range a.files(h) {
+		b, err := os.ReadFile(f)
+		fmt.Fprintf(sum, "%s %d %v\n", f, len(b), err)
+		_, _ = sum.Write(b)
+	}
+	return sum.Sum64()
+}
+
+// reloadHandlers loads the file with the loader of the start and puts it into
+// force as a whole, or not at all.
+func (a *App) reloadHandlers() {
+	h, err := config.LoadHandlers(a.loaded.Options.HandlersPath, a.loaded.Options.Env, a.loaded.Config)
+	if err == nil {
+		var d map[int]defined
+		d, made, buildErr := build(h, a.defined, a.loaded.Options.Version)
+		if err = buildErr; err == nil {
+			before := *a.shown.Load()
+			unchanged := 0
+			for id, x := range d {
+				if old, ok := a.defined[id]; ok && old.made == x.made {
+					unchanged++
+				}
+			}
+			a.use(h, d, made)
+			a.loaded.Handlers = h
+			a.log.Info("handlers reloaded", "handlers", len(made), "unchanged", unchanged, "changes", difference(before, *a.shown.Load()))
+		}
+	}
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			a.log.Error("handlers.yaml was refused, the last good one stays in force", "err", strings.TrimSuffix(line, "\n"))
+		}
+	}
+	a.reload.Store(&reloadState{err})
+	a.metrics.reloaded(err)
+}
+
+// difference tells two sets of handlers apart in a few words, as "+3 ~1 -2".
+func difference(before, after []web.Handler) string {
+	var parts []string
+	find := func(hs []web.Handler, id int) *web.Handler {
+		if i := slices.IndexFunc(hs, func(h web.Handler) bool { return h.ID == id }); i >= 0 {
+			return &hs[i]
+		}
+		return nil
+	}
+	for _, h := range after {
+		switch old := find(before, h.ID); {
+		case old == nil:
+			parts = append(parts, fmt.Sprintf("+%d", h.ID))
+		case old.Status != h.Status:
+			parts = append(parts, fmt.Sprintf("~%d %s->%s", h.ID, old.Status, h.Status))
+		case old.Name != h.Name || old.Target != h.Target || old.Priority != h.Priority || !slices.Equal(old.Events, h.Events):
+			parts = append(parts, fmt.Sprintf("~%d", h.ID))
+		}
+	}
+	for _, h := range before {
+		if find(after, h.ID) == nil {
+			parts = append(parts, fmt.Sprintf("-%d", h.ID))
+		}
+	}
+	return strings.Join(parts, " ")
+}
