@@ -26,9 +26,10 @@
 // own, which gets SIGTERM when the attempt's context ends and SIGKILL after
 // KillGrace or when the program itself has ended, whatever it started in the
 // background. A program that starts a session of its own (setsid) leaves that
-// group and is out of reach. On Linux the program is killed too if Billhook dies.
-// If the kernel will not let a process die (it waits on a dead network disk),
-// Handle waits with it, so that such processes do not pile up.
+// group and is out of reach. On Linux the program itself, though not what it
+// started, is killed too if Billhook dies. If the kernel will not let a process
+// die (it waits on a dead network disk), Handle waits with it, so that such
+// processes do not pile up.
 //
 // The program and the directory it is in may be writable only by their owner, who
 // must be root, the user that runs Billhook or the user that the program runs as.
