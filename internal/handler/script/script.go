@@ -120,6 +120,7 @@ type Handler struct {
 	retryLimit time.Duration
 	capture    int
 	limits     []rlimit
+	adopts     bool
 }
 
 var _ handler.Handler = (*Handler)(nil)
@@ -134,6 +135,7 @@ func New(o Options) (*Handler, error) {
 		killGrace:  o.KillGrace,
 		retryLimit: o.RetryAfterMax,
 		capture:    o.CaptureLimit,
+		adopts:     adopts(),
 	}
 	if h.dir == "" {
 		h.dir = "/"
@@ -293,7 +295,7 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 	}
 	r := run{
 		path: h.path, argv: h.argv, dir: h.dir, env: slices.Concat(h.env, vars), identity: h.identity,
-		stdin: d.Body, killGrace: h.killGrace, limits: h.limits,
+		stdin: d.Body, killGrace: h.killGrace, limits: h.limits, adopts: h.adopts,
 		stdout: exchange.NewBuffer(h.capture), stderr: exchange.NewBuffer(h.capture),
 	}
 	exit, err := r.do(ctx)

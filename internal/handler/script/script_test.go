@@ -268,6 +268,26 @@ func TestNothingStays(t *testing.T) {
 	}
 }
 
+// TestBuriesAsInit makes orphans ours, as they are of the first process of a
+// container: they do not stay as zombies.
+func TestBuriesAsInit(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("on Linux only")
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) }()
+	before := handlertest.Snapshot()
+	h := newHandler(t, script.Options{Path: sh(t, `sleep 1000 & (sh -c 'sleep 1000 & sleep 1000' &); exit 0`)})
+	for range 10 {
+		if _, err := h.Handle(context.Background(), handlertest.Delivery(payload)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before.Check(t)
+}
+
 // TestEscaped has a script put a process out of reach: Handle does not wait for
 // it, although it holds the output.
 func TestEscaped(t *testing.T) {
@@ -371,7 +391,8 @@ func TestDiesWithBillhook(t *testing.T) {
 	}
 }
 
-// TestManyRuns leaves nothing after many runs with faults, at once and one by one.
+// TestManyRuns leaves nothing after many runs with faults, eight at a time. The
+// environment may ask for more of them: BILLHOOK_TEST_RUNS=10000.
 func TestManyRuns(t *testing.T) {
 	before := handlertest.Snapshot()
 	path := sh(t, `case $(($1 % 6)) in
@@ -382,7 +403,10 @@ func TestManyRuns(t *testing.T) {
 4) head -c 300000 /dev/zero ;;
 5) exec sleep 1000 ;;
 esac`)
-	const n = 240
+	n := 240
+	if more, err := strconv.Atoi(os.Getenv("BILLHOOK_TEST_RUNS")); err == nil {
+		n = more
+	}
 	var running sync.WaitGroup
 	slots := make(chan struct{}, 8)
 	for i := range n {
@@ -390,7 +414,7 @@ esac`)
 		running.Go(func() {
 			defer func() { <-slots }()
 			h := newHandler(t, script.Options{Path: path, Args: []string{strconv.Itoa(i)}, KillGrace: 10 * time.Millisecond, Timeout: map[bool]time.Duration{true: 50 * time.Millisecond, false: 20 * time.Second}[i%6 == 5]})
-			res, err := h.Handle(context.Background(), handlertest.Delivery(bytes.Repeat([]byte("x"), i*1000)))
+			res, err := h.Handle(context.Background(), handlertest.Delivery(bytes.Repeat([]byte("x"), i%240*1000)))
 			want := []handler.Reason{"", handler.ReasonExit, handler.ReasonSignal, handler.ReasonExit, "", handler.ReasonTimeout}[i%6]
 			if res.Reason != want {
 				t.Errorf("run %d: reason %q, want %q: %v", i, res.Reason, want, err)
