@@ -13,9 +13,13 @@ import (
 // receivers of a billing system mostly live on private addresses, so these are
 // refused only on request.
 type Addresses struct {
-	DenyPrivate bool     // also refuse loopback, private, shared and reserved addresses
-	Deny        []string // CIDR prefixes or addresses to refuse too
-	Allow       []string // CIDR prefixes or addresses that no refusal above applies to
+	// Allow, if not empty, lists the only addresses that may be connected to; no
+	// refusal applies to them. Its entries, like those of Deny, are addresses or
+	// prefixes such as 10.0.0.0/8.
+	Allow []string
+	Deny  []string // refused too
+	// DenyPrivate refuses loopback, private, shared and reserved addresses.
+	DenyPrivate bool
 }
 
 // guard judges the address that a connection is about to go to, after the name
@@ -32,7 +36,7 @@ type blockedError struct {
 }
 
 func (e *blockedError) Error() string {
-	return fmt.Sprintf("address %s is blocked: %s; if it is the receiver, list it under allow", e.addr, e.why)
+	return fmt.Sprintf("address %s is blocked: %s; if it is the receiver's, add it to the handler's allow list", e.addr, e.why)
 }
 
 func newGuard(a Addresses) (*guard, error) {
@@ -83,12 +87,12 @@ func (g *guard) check(addr netip.Addr) error {
 		return &blockedError{addr, why}
 	}
 	for _, inner := range embedded(addr) {
-		if contains(g.allow, inner) {
-			continue
-		}
 		if why := g.refusal(inner); why != "" {
 			return &blockedError{addr, fmt.Sprintf("it leads to %s, %s", inner, why)}
 		}
+	}
+	if len(g.allow) > 0 {
+		return &blockedError{addr, "not listed under allow"}
 	}
 	return nil
 }

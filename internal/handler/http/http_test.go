@@ -530,7 +530,7 @@ func TestAddressGuard(t *testing.T) {
 	byName := "http://localhost:" + port
 
 	res, err := handle(t, http.Options{URL: byName, Addresses: http.Addresses{DenyPrivate: true}})
-	if !handler.IsPermanent(err) || res.Reason != handler.ReasonBlocked || !strings.Contains(err.Error(), "is blocked: loopback; if it is the receiver, list it under allow") {
+	if !handler.IsPermanent(err) || res.Reason != handler.ReasonBlocked || !strings.Contains(err.Error(), "is blocked: loopback; if it is the receiver's, add it to the handler's allow list") {
 		t.Errorf("reason %q: %v", res.Reason, err)
 	}
 	if called.Load() != 0 {
@@ -594,14 +594,18 @@ func TestProxy(t *testing.T) {
 	through := strings.Replace(proxy.URL, "http://", "http://joe:pr0xypass@", 1)
 	o := http.Options{
 		URL: receiver.URL, Proxy: through, TLS: http.TLS{CAFile: writePEM(t, "CERTIFICATE", receiver.Certificate().Raw)},
-		// The proxy's own address is not judged, and neither is a name's.
-		Addresses: http.Addresses{DenyPrivate: true, Allow: []string{"127.0.0.1"}},
+		Addresses: http.Addresses{Allow: []string{"127.0.0.1"}},
 	}
 	if res, err := handle(t, o); err != nil || string(res.Response.Body) != "from afar" || connects.Load() != 1 {
 		t.Errorf("through the proxy: %q, %v, %d connects", res.Response.Body, err, connects.Load())
 	}
 	if res, err := handle(t, http.Options{URL: plain.URL, Proxy: through}); err != nil || string(res.Response.Body) != "from afar" || forwards.Load() != 1 {
 		t.Errorf("through the proxy: %q, %v, %d forwards", res.Response.Body, err, forwards.Load())
+	}
+	// The proxy's own address is not judged.
+	byName := strings.Replace(plain.URL, "127.0.0.1", "localhost", 1)
+	if _, err := handle(t, http.Options{URL: byName, Proxy: through, Addresses: http.Addresses{DenyPrivate: true}}); err != nil {
+		t.Error(err)
 	}
 	// An address in the URL is judged even behind a proxy.
 	if _, err := http.New(http.Options{URL: "http://10.1.2.3/", Proxy: through, Addresses: http.Addresses{DenyPrivate: true}}); err == nil {

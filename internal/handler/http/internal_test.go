@@ -1,15 +1,23 @@
 package http
 
 import (
+	"bufio"
+	"bytes"
+	"context"
 	"encoding/base64"
+	"fmt"
 	nethttp "net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/handler"
+	"github.com/billhook/billhook/internal/handler/exchange"
 	"github.com/billhook/billhook/internal/wal"
 )
 
@@ -134,7 +142,8 @@ func TestGuardLists(t *testing.T) {
 	}
 	for addr, ok := range map[string]bool{
 		"10.1.2.3": true, "10.2.0.1": false, "8.8.8.8": true, "8.8.8.9": false, "192.168.7.9": true, "192.168.8.9": false,
-		"::ffff:10.1.2.3": true, "64:ff9b::10.1.2.3": true, "2606:4700::1111": false, "169.254.7.7": true, "169.254.169.254": false,
+		"::ffff:10.1.2.3": true, "64:ff9b::10.1.2.3": false, "2606:4700::1111": false, "169.254.7.7": true, "169.254.169.254": false,
+		"1.1.1.1": false, "2606:4700::1112": false, // nothing against them, but they are not listed
 	} {
 		if err := g.check(netip.MustParseAddr(addr)); (err == nil) != ok {
 			t.Errorf("%s: %v, want let through: %t", addr, err, ok)
@@ -303,6 +312,55 @@ func FuzzURLTemplate(f *testing.F) {
 		}
 		if v, err := header.render(doc); err == nil && strings.ContainsAny(v, "\r\n\x00") {
 			t.Fatalf("%q makes the header %q", name, v)
+		}
+	})
+}
+
+// FuzzResponse judges whatever a server may send.
+func FuzzResponse(f *testing.F) {
+	for _, s := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"stop\":true}",
+		"HTTP/1.1 301 Moved\r\nLocation: //user:hunter22@%zz/?a&b=c\r\n\r\n",
+		"HTTP/1.1 503 Busy\r\nRetry-After: 99999999999\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+		"HTTP/1.0 999 \xff\xfe\r\nX: \x1b[2J\r\nContent-Type: text/plain\r\n\r\n\xff hunter22",
+		"HTTP/1.1 410 Gone\r\nContent-Type: application/json\r\n\r\n{\"reason\":\"hunter22\"}",
+	} {
+		f.Add([]byte(s))
+	}
+	h, err := New(Options{URL: "https://h.example/x", BearerToken: "hunter22", CaptureLimit: 50})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		req, err := nethttp.NewRequest("POST", "https://h.example/x", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := nethttp.ReadResponse(bufio.NewReader(bytes.NewReader(in)), req)
+		if err != nil {
+			return
+		}
+		defer resp.Body.Close()
+		a := attempt{h: h, parent: context.Background(), ctx: context.Background(), shown: "https://h.example/x"}
+		res, err := a.judge(handler.Result{}, resp)
+		if (err == nil) != (res.Reason == "") || err != nil && !slices.Contains(handler.Reasons(), res.Reason) {
+			t.Fatalf("reason %q with error %v", res.Reason, err)
+		}
+		text := fmt.Sprint(err)
+		for _, l := range append(res.Response.Head, text) {
+			if !utf8.ValidString(l) || strings.ContainsFunc(l, unicode.IsControl) {
+				t.Fatalf("not fit to be shown: %q", l)
+			}
+			text += l
+		}
+		if strings.Contains(text+string(res.Response.Body)+res.Answer.Reason, "hunter22") {
+			t.Fatalf("the secret is shown: %q %q", text, res.Response.Body)
+		}
+		if len(res.Response.Body) > 50+len(exchange.Masked) || res.Response.Truncated < 0 || len(res.Response.Head) > maxHeadLines+10 {
+			t.Fatalf("%d bytes kept, %d truncated, %d lines", len(res.Response.Body), res.Response.Truncated, len(res.Response.Head))
+		}
+		if d, ok := handler.RetryDelay(err); ok && (d <= 0 || d > DefaultRetryAfterMax || handler.IsPermanent(err)) {
+			t.Fatalf("delay %s with %v", d, err)
 		}
 	})
 }

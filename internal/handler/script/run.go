@@ -35,6 +35,7 @@ type run struct {
 	stdin          []byte
 	stdout, stderr *exchange.Buffer
 	killGrace      time.Duration
+	adopts         bool // orphans of the program become ours to reap
 }
 
 // exit is how a run ended.
@@ -105,6 +106,9 @@ func (r *run) do(ctx context.Context) (exit, error) {
 	_ = unix.Kill(-p.process.Pid, unix.SIGKILL)
 	<-ended
 	state, err := p.process.Wait()
+	if r.adopts {
+		bury(p.process.Pid)
+	}
 
 	// Everything within reach is dead, so the pipes end by themselves.
 	limit := time.Now().Add(drainTime)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,27 @@ func awaitExit(p *os.Process) {
 	}
 }
 
+// adopts reports whether orphans become children of this process, as they do
+// where it is the first one of a container.
+func adopts() bool {
+	if os.Getpid() == 1 {
+		return true
+	}
+	var on int32
+	err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&on)), 0, 0, 0)
+	return err == nil && on != 0
+}
+
+// bury reaps what became ours of a group that was killed.
+func bury(group int) {
+	for {
+		_, err := unix.Wait4(-group, nil, 0, nil)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
 func maxRSS(u *syscall.Rusage) int64 { return u.Maxrss << 10 }
 
 // setLimits limits a program that was just started. It has had no time to do
@@ -34,6 +56,7 @@ func maxRSS(u *syscall.Rusage) int64 { return u.Maxrss << 10 }
 // before the start would; not against a program that means harm.
 func setLimits(pid int, limits []rlimit) {
 	for _, l := range limits {
+		// It fails for a limit above the one that already holds, which is well.
 		v := unix.Rlimit{Cur: l.value, Max: l.value}
 		_ = unix.Prlimit(pid, l.resource, &v, nil)
 	}

@@ -14,6 +14,10 @@ func platformAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }
 // which its id could in theory be given away.
 func awaitExit(p *os.Process) { _, _ = p.Wait() }
 
+func adopts() bool { return false }
+
+func bury(int) {}
+
 func maxRSS(*syscall.Rusage) int64 { return 0 }
 
 func setLimits(int, []rlimit) {}

@@ -26,9 +26,10 @@
 // own, which gets SIGTERM when the attempt's context ends and SIGKILL after
 // KillGrace or when the program itself has ended, whatever it started in the
 // background. A program that starts a session of its own (setsid) leaves that
-// group and is out of reach. On Linux the program is killed too if Billhook dies.
-// If the kernel will not let a process die (it waits on a dead network disk),
-// Handle waits with it, so that such processes do not pile up.
+// group and is out of reach. On Linux the program itself, though not what it
+// started, is killed too if Billhook dies. If the kernel will not let a process
+// die (it waits on a dead network disk), Handle waits with it, so that such
+// processes do not pile up.
 //
 // The program and the directory it is in may be writable only by their owner, who
 // must be root, the user that runs Billhook or the user that the program runs as.
@@ -119,6 +120,7 @@ type Handler struct {
 	retryLimit time.Duration
 	capture    int
 	limits     []rlimit
+	adopts     bool
 }
 
 var _ handler.Handler = (*Handler)(nil)
@@ -133,6 +135,7 @@ func New(o Options) (*Handler, error) {
 		killGrace:  o.KillGrace,
 		retryLimit: o.RetryAfterMax,
 		capture:    o.CaptureLimit,
+		adopts:     adopts(),
 	}
 	if h.dir == "" {
 		h.dir = "/"
@@ -292,7 +295,7 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 	}
 	r := run{
 		path: h.path, argv: h.argv, dir: h.dir, env: slices.Concat(h.env, vars), identity: h.identity,
-		stdin: d.Body, killGrace: h.killGrace, limits: h.limits,
+		stdin: d.Body, killGrace: h.killGrace, limits: h.limits, adopts: h.adopts,
 		stdout: exchange.NewBuffer(h.capture), stderr: exchange.NewBuffer(h.capture),
 	}
 	exit, err := r.do(ctx)
