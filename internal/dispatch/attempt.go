@@ -140,7 +140,7 @@ func (d *Dispatcher) attempt(x *execution) {
 		}
 	}
 
-	a := &journal.Attempt{Number: x.attempts + 1, Start: time.Now(), Code: -1}
+	a := x.newAttempt()
 	x.outcome.Attempt = a
 	err := x.call(d.base, d.log)
 	a.Duration = time.Since(a.Start)
@@ -159,6 +159,10 @@ func (d *Dispatcher) attempt(x *execution) {
 		}
 	}
 	x.decideStop()
+}
+
+func (x *execution) newAttempt() *journal.Attempt {
+	return &journal.Attempt{Number: x.attempts + 1, Start: time.Now(), Code: -1}
 }
 
 // call calls the handler. Its error is the attempt's; result is always filled.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -39,19 +38,26 @@ type rig struct {
 	opts  Options
 	logs  *logs
 
-	n      int // transactions committed
-	cancel context.CancelFunc
-	ended  chan struct{}
+	n       int // transactions committed
+	cleaned bool
+	cancel  context.CancelFunc
+	ended   chan struct{}
 }
 
 func newRig(t testing.TB, hs ...*Handler) *rig {
-	r := &rig{t: t, fs: vfs.NewMem(), calls: &calls{start: time.Now()}, hs: hs, logs: &logs{}}
+	r := &rig{t: t, fs: vfs.NewMem(), calls: &calls{start: time.Now()}, logs: &logs{}}
+	r.next(hs...)
+	return r
+}
+
+// next says which handlers the next start begins with.
+func (r *rig) next(hs ...*Handler) {
 	for _, h := range hs {
 		if p, ok := h.Call.(*peer); ok {
 			p.calls = r.calls
 		}
 	}
-	return r
+	r.hs = hs
 }
 
 // start opens the journal and runs the dispatcher.
@@ -72,6 +78,14 @@ func (r *rig) open() {
 		r.t.Fatal(err)
 	}
 	r.j = j
+	if !r.cleaned {
+		r.cleaned = true
+		r.t.Cleanup(func() {
+			if r.j != nil {
+				r.stop()
+			}
+		})
+	}
 	if r.store == nil {
 		r.store = &brittle{}
 	}
@@ -101,24 +115,23 @@ func (r *rig) run() {
 // stop ends the dispatcher, verifies the journal and closes it.
 func (r *rig) stop() {
 	r.t.Helper()
-	r.cancel()
-	<-r.ended
+	if r.cancel != nil {
+		r.cancel()
+		<-r.ended
+		r.cancel = nil
+	}
 	if err := r.j.Verify(context.Background()); err != nil {
 		r.t.Error(err)
 	}
 	if err := r.j.Close(); err != nil {
 		r.t.Error(err)
 	}
+	r.j = nil
 }
 
 // set puts handlers into force.
 func (r *rig) set(hs ...*Handler) {
-	for _, h := range hs {
-		if p, ok := h.Call.(*peer); ok {
-			p.calls = r.calls
-		}
-	}
-	r.hs = hs
+	r.next(hs...)
 	r.d.SetHandlers(hs)
 }
 
@@ -222,6 +235,48 @@ func want(t testing.TB, what string, got []string, lines ...string) {
 	if !slices.Equal(got, lines) {
 		t.Fatalf("%s:\n got %s\nwant %s", what, strings.Join(got, "\n     "), strings.Join(lines, "\n     "))
 	}
+}
+
+// quiet checks that nothing is left over in the dispatcher's memory.
+func (r *rig) quiet() {
+	r.t.Helper()
+	d := r.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.lanes) > 0 || len(d.due) > 0 || d.windows != 0 || d.workers != 0 || d.trouble != 0 || d.readyHead != nil {
+		r.t.Errorf("left over: %d lanes, %d due, %d windows, %d workers, %d in trouble, ready %v",
+			len(d.lanes), len(d.due), d.windows, d.workers, d.trouble, d.readyHead != nil)
+	}
+	for id, g := range d.gates {
+		if g.queue.n != 0 || g.running != 0 || g.active != 0 || g.waiting != 0 || !g.settled || g.cur != nil && g.cur.inflight != 0 {
+			r.t.Errorf("left over at gate %d: %+v", id, g)
+		}
+	}
+	if g := d.loader; g.queue.n != 0 || g.running != 0 || g.active != 0 {
+		r.t.Errorf("left over at the loader: %+v", g)
+	}
+}
+
+// gauge returns the sum of a metric's series.
+func (r *rig) gauge(name string) float64 {
+	r.t.Helper()
+	families, err := r.reg.Gather()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	sum, found := 0.0, false
+	for _, f := range families {
+		if f.GetName() == name {
+			found = true
+			for _, m := range f.Metric {
+				sum += m.GetGauge().GetValue()
+			}
+		}
+	}
+	if !found {
+		r.t.Fatalf("no metric %s", name)
+	}
+	return sum
 }
 
 // calls is what the peers of a rig were called with, in order.
@@ -440,5 +495,3 @@ func sleep(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
 }
-
-var _ io.Closer = (*journal.Journal)(nil)
