@@ -216,17 +216,3 @@ func entityOf(typ string) string {
 	}
 	return "clients."
 }
-
-// expectedCount returns how many executions the ledger asks for, without those
-// of handlers that have a condition.
-func expectedCount(ledger []entry, subscribers []subscriber) int {
-	n := 0
-	for _, s := range subscribers {
-		for _, e := range ledger {
-			if s.wants(e.typ) && !s.some {
-				n++
-			}
-		}
-	}
-	return n
-}
