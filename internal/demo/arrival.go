@@ -23,29 +23,47 @@ type arrival struct {
 	typ       string
 	object    string
 	client    string // who it is about, as far as the payload says
+	signed    bool   // by the demo's secret
 	digest    [sha256.Size]byte
 	committed time.Time
 	at        time.Time
 }
 
-// readArrival reads what the payload says. Of the two formats that the demo
-// knows, "provisioning" has no id: it is then what the header said.
+// readArrival reads what the payload says, in any format that has the parts of an
+// event: Billhook's own, the vendor's envelope, whose id is only in the header,
+// and CloudEvents around Billhook's own.
 func readArrival(body []byte, id string) (a arrival, err error) {
+	type event struct {
+		DT       time.Time       `json:"dt"`
+		EventsID string          `json:"events_id"`
+		ObjectID json.RawMessage `json:"object_id"`
+		ID       string          `json:"id"`
+		Lane     string          `json:"lane"`
+		XID      uint32          `json:"xid"`
+	}
 	var payload struct {
-		Event struct {
-			DT       time.Time       `json:"dt"`
-			EventsID string          `json:"events_id"`
-			ObjectID json.RawMessage `json:"object_id"`
-			ID       string          `json:"id"`
-			Lane     string          `json:"lane"`
-			XID      uint32          `json:"xid"`
-		} `json:"event"`
-		Data json.RawMessage `json:"data"`
+		Event event `json:"event"`
+
+		SpecVersion string `json:"specversion"`
+		ID          string `json:"id"`
+		Type        string `json:"type"`
+		Subject     string `json:"subject"`
+		Data        struct {
+			Event event `json:"event"`
+		} `json:"data"`
 	}
 	if err := json.Unmarshal(body, &payload); err != nil {
 		return arrival{}, fmt.Errorf("read a payload: %w", err)
 	}
 	e := payload.Event
+	if payload.SpecVersion != "" {
+		e = payload.Data.Event
+	}
+	object := strings.Trim(string(e.ObjectID), `"`)
+	if payload.SpecVersion != "" && (payload.ID != e.ID || payload.Type != e.EventsID || payload.Subject != object) {
+		return arrival{}, fmt.Errorf("the CloudEvent is %s, %s of %s; in it is %s, %s of %s",
+			payload.ID, payload.Type, payload.Subject, e.ID, e.EventsID, object)
+	}
 	if e.ID != "" && id != "" && e.ID != id {
 		return arrival{}, fmt.Errorf("the payload of event %s came under the id %s", e.ID, id)
 	}
@@ -53,7 +71,7 @@ func readArrival(body []byte, id string) (a arrival, err error) {
 		id = e.ID
 	}
 	a = arrival{
-		id: id, xid: e.XID, typ: e.EventsID, object: strings.Trim(string(e.ObjectID), `"`), client: e.Lane,
+		id: id, xid: e.XID, typ: e.EventsID, object: object, client: e.Lane,
 		digest: sha256.Sum256(body), committed: e.DT,
 	}
 	if a.lsn, a.ordinal, err = splitID(id); err != nil {

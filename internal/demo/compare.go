@@ -18,6 +18,7 @@ type subscriber struct {
 	ordered  bool // events of a client come in order; not so for blocking: false
 	some     bool // it has a condition: it may get fewer events than it asks for
 	enabled  bool
+	signs    bool // its requests are signed
 }
 
 // wants reports whether the handler asks for events of a type.
@@ -93,6 +94,9 @@ func compare(ledger []entry, subscribers []subscriber, came []arrival) []string 
 		if !ok {
 			say("handler %d is not in handlers.yaml but got %s of event %s", a.handler, a.typ, a.id)
 			continue
+		}
+		if s.signs && !a.signed {
+			say("handler %d (%s) got event %s without a signature", s.id, s.name, a.id)
 		}
 		if m, ok := meaning[a.id]; !ok {
 			meaning[a.id] = a

@@ -108,7 +108,12 @@ func TestReadArrival(t *testing.T) {
 	if a, err := readArrival([]byte(`{"event":{`+event+`},"data":{}}`), "1-0/1-1"); err != nil || a.id != "1-0/1-1" {
 		t.Errorf("the header's id: %+v, %v", a, err)
 	}
+	cloud := `{"specversion":"1.0","id":"1-0/1-1","type":"clients.update","subject":"4711","data":{"event":{` + event + `,"id":"1-0/1-1","lane":"4711"}}}`
+	if a, err := readArrival([]byte(cloud), "1-0/1-1"); err != nil || a.id != "1-0/1-1" || a.object != "4711" || a.client != "4711" {
+		t.Errorf("a CloudEvent: %+v, %v", a, err)
+	}
 	for _, bad := range []struct{ body, id string }{
+		{strings.Replace(cloud, `"subject":"4711"`, `"subject":"4712"`, 1), ""},
 		{`{`, ""},
 		{`{"event":{` + event + `}}`, ""},
 		{`{"event":{` + event + `}}`, "1-zz-1"},

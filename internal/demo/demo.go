@@ -33,11 +33,15 @@ import (
 	"github.com/billhook/billhook/internal/demo/cluster"
 )
 
-// Options says what to show. Config, Handlers and Attach are required.
+// Options says what to show. Attach is required.
 type Options struct {
-	Config   []byte // a billhook.yaml for this schema; see Env for what it may refer to
-	Handlers []byte // a handlers.yaml whose http handlers call the CRM and whose scripts are the switch
-	Attach   Attach
+	Attach Attach
+	// Config is a billhook.yaml for the demo's schema, Handlers a handlers.yaml whose
+	// http handlers call the CRM and whose scripts are the switch; see
+	// AttachConfig.Env for what they may refer to. Defaults: config/billhook.example.yaml
+	// and handlers.example.yaml.
+	Config   []byte
+	Handlers []byte
 
 	For      time.Duration // how long traffic runs; 0: until the context ends
 	Clients  int           // that are there from the start; default 200
@@ -256,6 +260,12 @@ func once(f func() error) func() error {
 }
 
 func (o *Options) setDefaults() {
+	if o.Config == nil {
+		o.Config = configExample
+	}
+	if o.Handlers == nil {
+		o.Handlers = handlersExample
+	}
 	if o.Clients == 0 {
 		o.Clients = 200
 	}
@@ -325,7 +335,7 @@ func attach(ctx context.Context, o Options, pg *cluster.Cluster, crm *receiver, 
 			"RECEIVER_URL":  crm.url(),
 			"SWITCH_SCRIPT": sw.script(),
 			"SWITCH_DIR":    sw.dir,
-			"CRM_SECRET":    "whsec_ZGVtbyBkZW1vIGRlbW8gZGVtbyBkZW1v",
+			"CRM_SECRET":    crmSecret,
 		},
 	}
 	for path, data := range map[string][]byte{c.Config: o.Config, c.Handlers: o.Handlers} {
@@ -494,6 +504,7 @@ func readSubscribers(handlers []byte) ([]subscriber, error) {
 		switch {
 		case h.HTTP != nil:
 			s.kind = "http"
+			_, s.signs = h.HTTP["secret_env"]
 		case h.Script != nil:
 			s.kind = "script"
 		default:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	webhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/billhook/billhook/internal/pgtest"
 )
@@ -24,7 +26,7 @@ version: 1
 defaults: {timeout: 10s}
 handlers:
   - {id: 1, name: Switch, events: [clients.balance_zero, clients.balance_notzero], script: {path: "${SWITCH_SCRIPT}"}}
-  - {id: 2, name: CRM, event: "clients.*", http: {url: "${RECEIVER_URL}/crm"}}
+  - {id: 2, name: CRM, event: "clients.*", http: {url: "${RECEIVER_URL}/crm", secret_env: CRM_SECRET}}
   - {id: 3, name: Vip, event: clients.update, when: data.vip, blocking: false, http: {url: "${RECEIVER_URL}/vip"}}
   - {id: 4, name: Off, status: disabled, event: "*", http: {url: "${RECEIVER_URL}/off"}}
 `
@@ -34,6 +36,9 @@ handlers:
 type standIn struct {
 	// forge, if any, delivers in deliver's place.
 	forge func(s *standIn, e entry, body string) error
+
+	// unsigned leaves some requests without a signature.
+	unsigned bool
 
 	env   map[string]string
 	owner string
@@ -163,16 +168,16 @@ func (s *standIn) deliver(e entry, body string) error {
 			return fmt.Errorf("the switch: %w: %s", err, out)
 		}
 	}
-	if err := s.post(2, body); err != nil {
+	if err := s.post(2, e, body); err != nil {
 		return err
 	}
 	if e.typ == "clients.update" && e.client%2 == 0 {
-		return s.post(3, body)
+		return s.post(3, e, body)
 	}
 	return nil
 }
 
-func (s *standIn) post(handler int, body string) error {
+func (s *standIn) post(handler int, e entry, body string) error {
 	for attempt := 1; attempt <= 2; attempt++ {
 		req, err := http.NewRequest(http.MethodPost, s.env["RECEIVER_URL"]+"/crm", strings.NewReader(body))
 		if err != nil {
@@ -180,6 +185,24 @@ func (s *standIn) post(handler int, body string) error {
 		}
 		req.Header.Set("Billhook-Handler", fmt.Sprint(handler))
 		req.Header.Set("Billhook-Attempt", fmt.Sprint(attempt))
+		if handler == 2 && !(s.unsigned && e.typ == "clients.create") {
+			w, err := webhooks.NewWebhook(s.env["CRM_SECRET"])
+			if err != nil {
+				return err
+			}
+			a, err := readArrival([]byte(body), "")
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			signature, err := w.Sign(a.id, now, []byte(body))
+			if err != nil {
+				return err
+			}
+			req.Header.Set("webhook-id", a.id)
+			req.Header.Set("webhook-timestamp", fmt.Sprint(now.Unix()))
+			req.Header.Set("webhook-signature", signature)
+		}
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			return err
@@ -228,6 +251,10 @@ func TestRunFindsFault(t *testing.T) {
 		forge func(s *standIn, e entry, body string) error
 		want  string
 	}{
+		"does not sign": {func(s *standIn, e entry, body string) error {
+			s.unsigned = true
+			return s.deliver(e, body)
+		}, "without a signature"},
 		"loses": {func(s *standIn, e entry, body string) error {
 			if e.typ == "clients.create" {
 				return nil
@@ -241,13 +268,13 @@ func TestRunFindsFault(t *testing.T) {
 			if e.typ != "clients.create" {
 				return nil
 			}
-			return s.post(2, strings.Replace(body, "clients.create", "clients.archive", 1))
+			return s.post(2, e, strings.Replace(body, "clients.create", "clients.archive", 1))
 		}, "stands for two events"},
 		"changes its mind": {func(s *standIn, e entry, body string) error {
 			if err := s.deliver(e, body); err != nil {
 				return err
 			}
-			return s.post(2, strings.Replace(body, `"changed":{}`, `"changed":{"a":1}`, 1))
+			return s.post(2, e, strings.Replace(body, `"changed":{}`, `"changed":{"a":1}`, 1))
 		}, "two different payloads"},
 		"blocks the wrong one": {func(s *standIn, e entry, body string) error {
 			if e.typ == "clients.balance_zero" {
@@ -309,6 +336,31 @@ func TestSeedIsQuiet(t *testing.T) {
 	}
 	if n := pgtest.Value[int](t, db, "SELECT count(*)::int FROM clients"); n != 20 {
 		t.Errorf("%d clients, want 20", n)
+	}
+}
+
+var update = flag.Bool("update", false, "renew the copies of the example files")
+
+// TestExampleFiles holds the copies of the example files against the files.
+func TestExampleFiles(t *testing.T) {
+	for name, copied := range map[string][]byte{"config/billhook.example.yaml": configExample, "handlers.example.yaml": handlersExample} {
+		got, err := os.ReadFile(filepath.Join("..", "..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(got, copied) {
+			continue
+		}
+		if !*update {
+			t.Errorf("the demo's copy of %s is not the file: go test ./internal/demo -run TestExampleFiles -update", name)
+			continue
+		}
+		if err := os.WriteFile(strings.Replace(filepath.Base(name), ".example", "", 1), got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := readSubscribers(handlersExample); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -3,7 +3,6 @@ package demo
 import (
 	"context"
 	"fmt"
-	"strconv"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -60,5 +59,3 @@ func eventTypes() []string {
 		"clients.packages.renew", "clients.packages.close",
 	}
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }

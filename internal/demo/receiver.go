@@ -2,13 +2,18 @@ package demo
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -69,6 +74,9 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if err == nil {
 		a.attempt, err = strconv.Atoi(req.Header.Get("Billhook-Attempt"))
 	}
+	if err == nil {
+		a.signed, err = signed(req.Header, body)
+	}
 	if err != nil {
 		r.into.problem(fmt.Sprintf("%s %s: %v", req.Method, req.URL.Path, err))
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -85,6 +93,29 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(answer)
 	fmt.Fprintf(w, `{"status":%d}`, answer)
+}
+
+// crmSecret is what requests to the CRM are signed with: "whsec_" and the key in
+// base64.
+const crmSecret = "whsec_ZGVtbyBkZW1vIGRlbW8gZGVtbyBkZW1v"
+
+// signed reports whether a request is signed by the Standard Webhooks
+// specification with crmSecret. A wrong signature is an error.
+func signed(h http.Header, body []byte) (bool, error) {
+	signatures := strings.Fields(h.Get("Webhook-Signature"))
+	if len(signatures) == 0 {
+		return false, nil
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(crmSecret, "whsec_"))
+	if err != nil {
+		return false, err
+	}
+	mac := hmac.New(sha256.New, key)
+	fmt.Fprintf(mac, "%s.%s.%s", h.Get("Webhook-Id"), h.Get("Webhook-Timestamp"), body)
+	if !slices.Contains(signatures, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil))) {
+		return false, fmt.Errorf("the signature of %s is wrong", h.Get("Webhook-Id"))
+	}
+	return true, nil
 }
 
 // refuses is true once for the events that it is true for.

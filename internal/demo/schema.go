@@ -2,6 +2,7 @@ package demo
 
 import (
 	_ "embed"
+	"strconv"
 	"strings"
 )
 
@@ -16,6 +17,15 @@ var seedSQL string
 
 //go:embed ledger.sql
 var ledgerSQL string
+
+// The example files, which stand where a package cannot embed them. A test holds
+// these copies against them; its flag -update renews them.
+var (
+	//go:embed billhook.yaml
+	configExample []byte
+	//go:embed handlers.yaml
+	handlersExample []byte
+)
 
 //go:embed switch.sh
 var switchScript string
@@ -32,5 +42,5 @@ func Role(password string) string {
 // Seed returns the SQL that fills the database with clients, who have balances,
 // accounts, custom fields and packages.
 func Seed(clients int) string {
-	return strings.ReplaceAll(seedSQL, "$clients", itoa(clients))
+	return strings.ReplaceAll(seedSQL, "$clients", strconv.Itoa(clients))
 }
