@@ -1,0 +1,71 @@
+# `make help` says what there is. Go and git are all that must be there already:
+# what else is missing is installed with apt-get, after saying so.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+# Packages to test: make test PKG=./internal/journal/...
+PKG ?= ./...
+TESTFLAGS ?=
+# Flags of the demo: make demo DEMO_FLAGS="--for 20s"
+DEMO_FLAGS ?=
+BENCH ?= .
+FUZZTIME ?= 20s
+
+.PHONY: help
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/billhook, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/billhook ./cmd/billhook
+
+.PHONY: demo
+demo: deps build ## Show Billhook at work on a throwaway Postgres (DEMO_FLAGS="--for 20s")
+	bin/billhook demo $(DEMO_FLAGS)
+
+.PHONY: test
+test: deps build lint ## Build, lint and run every test with the race detector
+	$(GO) test -race -timeout 10m $(TESTFLAGS) $(PKG)
+
+.PHONY: test-postgres
+test-postgres: deps ## Run the tests that need Postgres on every version that is installed
+	@for bin in /usr/lib/postgresql/*/bin; do \
+		[ -x "$$bin/initdb" ] || continue; \
+		echo "== $$bin"; \
+		BILLHOOK_PG_BIN="$$bin" $(GO) test -race -count=1 -timeout 10m $(TESTFLAGS) \
+			$$($(GO) list -test -f '{{if .ForTest}}{{.ForTest}} {{join .Deps " "}}{{end}}' $(PKG) | awk '/internal\/pgtest/ { print $$1 }' | sort -u); \
+	done
+
+.PHONY: lint
+lint: ## Check format, vet, staticcheck
+	@out=$$($(GO) tool gofumpt -l $$(git ls-files '*.go')); \
+	if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+.PHONY: bench
+bench: deps ## Run the benchmarks (BENCH=regexp, PKG=packages)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m $(TESTFLAGS) $(PKG)
+
+.PHONY: fuzz
+fuzz: ## Fuzz every target for a short while (FUZZTIME=20s)
+	@git ls-files '*_test.go' | xargs grep -o '^func Fuzz[A-Za-z0-9_]*' | sed 's/:func / /' | while read -r file target; do \
+		echo "== $$(dirname "$$file") $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
+	done
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(GO) tool gofumpt -w $$(git ls-files '*.go')
+
+.PHONY: deps
+deps: ## Install what building and testing need and this machine lacks
+	@.ci/setup
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin dist

@@ -1,0 +1,1 @@
+../../internal/demo/role.sql
