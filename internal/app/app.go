@@ -380,3 +380,6 @@ func (a *App) expire(ctx context.Context) error {
 		}
 	}
 }
+
+// Counts returns how many executions each handler has in each status.
+func (a *App) Counts() map[journal.HandlerStatus]int64 { return a.journal.Counts() }

@@ -185,9 +185,6 @@ func httpOptions(c config.Handler, version string) http.Options {
 	for _, a := range h.Allow {
 		o.Addresses.Allow = append(o.Addresses.Allow, a.String())
 	}
-	if len(h.Allow) > 0 { // the only ones
-		o.Addresses.Deny = append(o.Addresses.Deny, "0.0.0.0/0", "::/0")
-	}
 	return o
 }
 
