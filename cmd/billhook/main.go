@@ -29,7 +29,10 @@ const (
 // usageError is a mistake in the command line.
 type usageError struct{ error }
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	keepDescriptors()
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	// The first signal asks to stop, a second one ends the process at once.
