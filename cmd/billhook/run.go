@@ -1,6 +1,10 @@
 package main
 
 import (
+	"errors"
+	"os"
+	"runtime/pprof"
+
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -18,6 +22,7 @@ func (f *files) flags(set *pflag.FlagSet) {
 func runCommand() *cobra.Command {
 	var f files
 	var standby bool
+	var profile string
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Follow the database and call the handlers",
@@ -32,6 +37,13 @@ mistake is refused with the reason, and the last good one stays in force.`,
 			if err != nil {
 				return err
 			}
+			if profile != "" {
+				stop, err := startProfile(profile)
+				if err != nil {
+					return err
+				}
+				defer stop()
+			}
 			a, err := app.New(cmd.Context(), l)
 			if err != nil {
 				return err
@@ -41,5 +53,22 @@ mistake is refused with the reason, and the last good one stays in force.`,
 	}
 	f.flags(cmd.Flags())
 	cmd.Flags().BoolVar(&standby, "standby", false, "when another instance has the slot, wait for it instead of ending")
+	cmd.Flags().StringVar(&profile, "cpu-profile", "", "write a CPU profile to this file")
+	_ = cmd.Flags().MarkHidden("cpu-profile") // the flag is there
 	return cmd
+}
+
+// startProfile writes a CPU profile until stop is called.
+func startProfile(path string) (stop func(), err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = f.Close() // it is but a profile
+	}, nil
 }
