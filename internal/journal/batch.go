@@ -3,7 +3,6 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"math"
 	"time"
@@ -30,8 +29,8 @@ type Batch struct {
 	}
 	err error // of AddEvent
 
-	key    []byte
-	closer io.Closer // of the value that Memory returned last
+	key   []byte // scratch
+	value []byte // what Memory returned last
 }
 
 type batchEvent struct {
@@ -51,7 +50,6 @@ func (j *Journal) NewBatch() *Batch { return j.batches.Get().(*Batch) }
 func (b *Batch) Discard() { b.recycle() }
 
 func (b *Batch) recycle() {
-	_ = b.release()
 	b.memory.reset()
 	if cap(b.rows) > 32<<20 {
 		b.rows = nil
@@ -62,45 +60,56 @@ func (b *Batch) recycle() {
 	b.j.batches.Put(b)
 }
 
-// release lets go of the store's memory behind the last value.
-func (b *Batch) release() error {
-	if b.closer == nil {
-		return nil
-	}
-	err := b.closer.Close()
-	b.closer = nil
-	return err
-}
-
 // Memory returns what is remembered under key: what this batch has set, else
 // what earlier ones have. The value is valid until the next call on b.
 func (b *Batch) Memory(key []byte) (value []byte, ok bool, err error) {
-	if err := b.release(); err != nil {
-		return nil, false, b.j.memoryError(key, err)
-	}
 	if value, ok, known := b.memory.get(key); known {
 		return value, ok, nil
 	}
-	if err := b.j.enter(); err != nil {
+	j := b.j
+	if err := j.enter(); err != nil {
 		return nil, false, err
 	}
-	defer b.j.leave()
-	if b.j.staged.Load() {
+	defer j.leave()
+	if j.staged.Load() {
 		value, ok, known, err := b.stagedMemory(key)
 		if err != nil || known {
 			return value, ok, err
 		}
+		return b.stored(key)
 	}
+	value, ok, known, epoch := j.cache.get(b.value[:0], key)
+	if known {
+		b.value = value
+		return value, ok, nil
+	}
+	value, ok, err = b.stored(key)
+	if err == nil {
+		j.cache.put(key, value, ok, epoch)
+	}
+	return value, ok, err
+}
+
+// stored reads memory from the store.
+func (b *Batch) stored(key []byte) (value []byte, ok bool, err error) {
 	b.key = append(append(b.key[:0], spaceMemory), key...)
-	value, b.closer, err = b.j.db.Get(b.key)
+	value, ok, err = b.read(b.key)
 	if err != nil {
-		b.closer = nil
+		return nil, false, b.j.memoryError(key, err)
+	}
+	return value, ok, nil
+}
+
+func (b *Batch) read(key []byte) (value []byte, ok bool, err error) {
+	v, closer, err := b.j.db.Get(key)
+	if err != nil {
 		if errors.Is(err, pebble.ErrNotFound) {
 			return nil, false, nil
 		}
-		return nil, false, b.j.memoryError(key, err)
+		return nil, false, err
 	}
-	return value, true, nil
+	b.value = append(b.value[:0], v...)
+	return b.value, true, closer.Close()
 }
 
 func (j *Journal) memoryError(key []byte, err error) error {
@@ -201,9 +210,6 @@ func (j *Journal) Commit(b *Batch) (wait func() error, err error) {
 	if b.err != nil {
 		return nil, b.err
 	}
-	if err := b.release(); err != nil {
-		return nil, err
-	}
 	var a *ack
 	if j.stage != nil {
 		a, err = j.commitStage(b)
@@ -242,6 +248,7 @@ func (j *Journal) commit(b *Batch, p portion) (*ack, error) {
 	if err != nil {
 		return nil, err
 	}
+	j.cache.apply(p)
 	return j.push(e, p.position, start), nil
 }
 

@@ -82,7 +82,7 @@ func openFolder(fsys vfs.FS, path string) (_ *folder, err error) {
 	info, err := fsys.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := fsys.MkdirAll(path, 0o700); err != nil {
+		if err := makeFolder(fsys, path); err != nil {
 			return nil, f.refused("make the folder", err)
 		}
 	case err != nil:
@@ -145,6 +145,35 @@ func openFolder(fsys vfs.FS, path string) (_ *folder, err error) {
 	return f, nil
 }
 
+// makeFolder makes a folder and those above it that are missing, and sees to it
+// that a power loss does not take them back.
+func makeFolder(fsys vfs.FS, path string) error {
+	var made []string
+	for p := path; ; p = fsys.PathDir(p) {
+		if _, err := fsys.Stat(p); err == nil || p == fsys.PathDir(p) {
+			break
+		}
+		made = append(made, p)
+	}
+	if err := fsys.MkdirAll(path, 0o700); err != nil {
+		return err
+	}
+	for _, p := range made {
+		if err := syncFolder(fsys, fsys.PathDir(p)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncFolder(fsys vfs.FS, path string) error {
+	dir, err := fsys.OpenDir(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
 func (f *folder) store() string { return f.fs.PathJoin(f.path, storeDir) }
 
 // fresh reports whether the store is still to be made.
@@ -178,11 +207,7 @@ func (f *folder) replace(name, text string) error {
 	if err := f.fs.Rename(path+".new", path); err != nil {
 		return err
 	}
-	dir, err := f.fs.OpenDir(f.path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return syncFolder(f.fs, f.path)
 }
 
 func (f *folder) read(name string) (string, error) {

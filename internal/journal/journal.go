@@ -69,8 +69,11 @@ type Options struct {
 	// MaxSize is the size of the store in bytes above which the oldest final
 	// executions are dropped before their time. 0: no limit.
 	MaxSize uint64
-	// Cache is the size of the block cache in bytes. 0: 64 MiB.
+	// Cache is the number of bytes for what is not on the disk yet and for blocks
+	// that are. 0: 64 MiB.
 	Cache int64
+	// MemoryCache is the size in bytes of the cache of memory. 0: 48 MiB.
+	MemoryCache int
 	// MinFree is the number of free bytes on the disk below which intake is
 	// refused; attempts are recorded down to a quarter of it. 0: 512 MiB.
 	MinFree uint64
@@ -88,16 +91,17 @@ type Options struct {
 }
 
 const (
-	defaultCache   = 64 << 20
-	defaultMinFree = 512 << 20
-	defaultBucket  = 4 << 20
-	memTableSize   = 32 << 20
-	maxBucketAge   = 7 * 24 * time.Hour
-	minBucketAge   = time.Hour
+	defaultCache       = 64 << 20
+	defaultMemoryCache = 48 << 20
+	defaultMinFree     = 512 << 20
+	defaultBucket      = 4 << 20
+	memTableSize       = 16 << 20
+	maxBucketAge       = 7 * 24 * time.Hour
+	minBucketAge       = time.Hour
 )
 
 // storeFormat is pinned: a raise cannot be undone, so it goes with formatVersion.
-const storeFormat = pebble.FormatWALSyncChunks
+const storeFormat = pebble.FormatTableFormatV6
 
 // Journal is an open store. Its methods may be called from any goroutine; the
 // batches of intake have one writer at a time.
@@ -140,6 +144,7 @@ type Journal struct {
 	failure   error
 	abandoned atomic.Bool // the store panicked: it cannot be closed
 	batches   sync.Pool
+	cache     *cache
 }
 
 // Open opens the journal in o.Path, making it if the folder is missing or empty.
@@ -162,6 +167,9 @@ func Open(o Options) (*Journal, error) {
 	if o.Cache <= 0 {
 		o.Cache = defaultCache
 	}
+	if o.MemoryCache <= 0 {
+		o.MemoryCache = defaultMemoryCache
+	}
 	if o.MinFree == 0 {
 		o.MinFree = defaultMinFree
 	}
@@ -181,6 +189,7 @@ func Open(o Options) (*Journal, error) {
 		acked:  make(chan struct{}),
 		failed: make(chan struct{}),
 	}
+	j.cache = newCache(o.MemoryCache)
 	j.batches.New = func() any { return newBatch(j) }
 	j.metrics = newMetrics(o.Registerer)
 	j.disk = newDisk(o.FS, j.fail, j.noSpace)
@@ -258,8 +267,9 @@ func (j *Journal) openStore(exists bool) (err error) {
 		FormatMajorVersion: storeFormat,
 		CacheSize:          j.o.Cache,
 		MemTableSize:       j.o.memTable,
-		// Two full memtables may wait for the disk while a third fills.
-		MemTableStopWritesThreshold: 4,
+		// Two full memtables may wait for the disk while a third fills. They are
+		// taken out of the cache.
+		MemTableStopWritesThreshold: 3,
 		CompactionConcurrencyRange: func() (int, int) {
 			return 1, max(1, min(cores-1, 4))
 		},
@@ -279,7 +289,9 @@ func (j *Journal) openStore(exists bool) (err error) {
 	}
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		opts.Levels[i].IndexBlockSize = 32 << 10 // one level of index for most tables
 	}
+	opts.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
 	db, err := pebble.Open(j.folder.store(), opts)
 	if err != nil {
 		return err

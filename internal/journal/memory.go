@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"hash/maphash"
 	"iter"
+	"slices"
 )
 
 // overlay is what a batch has done to memory, last write winning. Keys and
@@ -17,6 +18,7 @@ type overlay struct {
 	table   []uint32 // open addressing: index into entries plus one, 0 is free
 	entries []entry
 	arena   []byte
+	order   []uint32 // scratch
 
 	// prefixes were deleted, in this order, before any live entry they cover:
 	// deletePrefix turns the entries it finds into deletions.
@@ -182,10 +184,18 @@ func (o *overlay) grow() {
 	}
 }
 
-// changes are all entries as they are now.
+// changes are all entries as they are now, in the order of keys: the store takes
+// sorted keys in half the time.
 func (o *overlay) changes() iter.Seq[change] {
 	return func(yield func(change) bool) {
+		o.order = o.order[:0]
 		for i := range o.entries {
+			o.order = append(o.order, uint32(i))
+		}
+		slices.SortFunc(o.order, func(a, b uint32) int {
+			return bytes.Compare(o.keyOf(&o.entries[a]), o.keyOf(&o.entries[b]))
+		})
+		for _, i := range o.order {
 			e := &o.entries[i]
 			v, ok := o.slice(e.val, e.valLen)
 			if !yield(change{o.keyOf(e), v, ok}) {

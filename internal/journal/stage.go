@@ -73,9 +73,6 @@ func (j *Journal) CommitPiece(b *Batch) (wait func() error, err error) {
 	if b.err != nil {
 		return nil, b.err
 	}
-	if err := b.release(); err != nil {
-		return nil, err
-	}
 	if j.stage == nil && (b.memory.mark.entries > 0 || b.memory.mark.prefixes > 0 || b.mark.events > 0 || b.mark.position) {
 		if _, err := j.commit(b, b.before()); err != nil {
 			return nil, err
@@ -259,16 +256,15 @@ func (e *edit) stage(b *Batch, p portion, s *stage) error {
 // stagedMemory is Memory's look into the stage.
 func (b *Batch) stagedMemory(key []byte) (value []byte, ok, known bool, err error) {
 	b.key = append(appendStage(b.key[:0], stageMemory), key...)
-	v, closer, err := b.j.db.Get(b.key)
-	switch {
-	case err == nil:
-		if len(v) == 0 {
-			return nil, false, false, b.j.memoryError(key, errors.Join(errShort, closer.Close()))
-		}
-		b.closer = closer
-		return v[1:], v[0] != 0, true, nil
-	case !errors.Is(err, pebble.ErrNotFound):
+	value, ok, err = b.read(b.key)
+	if ok && err == nil && len(value) == 0 {
+		err = errShort
+	}
+	if err != nil {
 		return nil, false, false, b.j.memoryError(key, err)
+	}
+	if ok {
+		return value[1:], value[0] != 0, true, nil
 	}
 	b.j.mu.Lock()
 	s := b.j.stage
@@ -334,6 +330,7 @@ func (j *Journal) merge(done func(*edit, time.Time) error) error {
 			j.setStage(&s)
 		}
 	}
+	j.cache.forget()
 	j.setStage(nil)
 	return nil
 }

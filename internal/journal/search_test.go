@@ -1,0 +1,241 @@
+package journal
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/billhook/billhook/internal/event"
+)
+
+// model is what the journal should hold, kept the simple way.
+type model struct {
+	executions []Execution
+	attempts   map[uint64]int
+}
+
+// brute is Executions the simple way.
+func (m *model) brute(q Query) []uint64 {
+	q.Text = strings.ToLower(q.Text)
+	var list []uint64
+	for _, x := range slices.Backward(m.executions) {
+		if (q.Before == 0 || x.ID < q.Before) && q.matches(&x) {
+			list = append(list, x.ID)
+		}
+	}
+	return list
+}
+
+// all pages through the journal.
+func all(t testing.TB, j *Journal, q Query) []uint64 {
+	t.Helper()
+	var list []uint64
+	for {
+		page, next, err := j.Executions(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q.Limit > 0 && len(page) > q.Limit {
+			t.Fatalf("page of %d, limit %d", len(page), q.Limit)
+		}
+		list = append(list, ids(page)...)
+		if next == 0 {
+			return list
+		}
+		if q.Before != 0 && next >= q.Before {
+			t.Fatalf("cursor %d after %d", next, q.Before)
+		}
+		q.Before = next
+	}
+}
+
+// TestSearch compares searches with a walk over everything, on random executions
+// in random states, with a clock that jumps back.
+func TestSearch(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	now := epoch
+	j := open(t, func(o *Options) {
+		o.bucketIDs = 5000
+		o.Now = func() time.Time { return now }
+	})
+	m := &model{}
+	long := strings.Repeat("x", 100)
+	lane := func() string { return fmt.Sprint(r.IntN(30)) + long[:100*r.IntN(2)] }
+	for n := 1; len(m.executions) < 14_000; n++ {
+		now = now.Add(time.Duration(r.IntN(5000)-500) * time.Millisecond)
+		if r.IntN(200) == 0 {
+			now = now.Add(-time.Hour)
+		}
+		b := j.NewBatch()
+		for o := range 1 + r.IntN(30) {
+			e := sample(at(n, o+1), fmt.Sprintf("clients.t%d", r.IntN(6)), fmt.Sprint(r.IntN(200)))
+			e.Lane = lane()
+			var plan []Planned
+			for range r.IntN(4) {
+				plan = append(plan, Planned{Handler: 1 + r.IntN(8), Held: r.IntN(20) == 0})
+			}
+			if err := b.AddEvent(e, plan); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range plan {
+				s := Pending
+				if p.Held {
+					s = Held
+				}
+				m.executions = append(m.executions, Execution{
+					ID: uint64(len(m.executions) + 1), Type: e.Type, Object: e.Object, Lane: e.Lane,
+					Handler: p.Handler, Status: s, Created: now,
+				})
+			}
+		}
+		commit(t, j, b)
+	}
+	for range 4000 {
+		x := &m.executions[r.IntN(len(m.executions))]
+		if !x.Status.Open() {
+			continue
+		}
+		x.Status = []Status{Succeeded, Succeeded, Succeeded, Dead, Skipped, Cancelled, Held}[r.IntN(7)]
+		if x.Status == Dead {
+			x.LastError = fmt.Sprintf("Error %d: refused", r.IntN(50))
+		}
+		record(t, j, Outcome{Execution: x.ID, Status: x.Status, Error: x.LastError})
+	}
+	verify(t, j)
+	span := now.Sub(epoch)
+	for range 400 {
+		q := Query{Limit: 1 + r.IntN(200)}
+		if r.IntN(2) == 0 {
+			q.Handler = 1 + r.IntN(9)
+		}
+		if r.IntN(3) == 0 {
+			q.Type = event.Type(fmt.Sprintf("clients.t%d", r.IntN(7)))
+		}
+		if r.IntN(3) == 0 {
+			q.Status = Statuses()[r.IntN(6)]
+		}
+		if r.IntN(4) == 0 {
+			q.Object = fmt.Sprint(r.IntN(201))
+		}
+		if r.IntN(4) == 0 {
+			q.Lane = lane()
+		}
+		if r.IntN(3) == 0 {
+			q.Since = epoch.Add(time.Duration(r.Float64() * float64(span)))
+		}
+		if r.IntN(3) == 0 {
+			q.Until = epoch.Add(time.Duration(r.Float64() * float64(span)))
+		}
+		if r.IntN(6) == 0 {
+			q.Text = fmt.Sprintf("ERROR %d", r.IntN(6))
+		}
+		if r.IntN(4) == 0 {
+			q.Before = uint64(r.IntN(len(m.executions)))
+		}
+		if got, want := all(t, j, q), m.brute(q); !slices.Equal(got, want) {
+			t.Fatalf("%+v:\n got %d %v\nwant %d %v", q, len(got), got, len(want), want)
+		}
+	}
+}
+
+func TestRetention(t *testing.T) {
+	now := epoch
+	j := open(t, func(o *Options) {
+		o.Retention = 16 * 24 * time.Hour
+		o.Now = func() time.Time { return now }
+	})
+	ctx := t.Context()
+	const days = 40
+	for day := range days {
+		for i := range 3 {
+			transaction(t, j, day*10+i+1, "clients.update", []string{fmt.Sprint(day)}, 1)
+		}
+		now = now.Add(24*time.Hour + time.Second)
+	}
+	if n := len(*j.buckets.Load()); n != days {
+		t.Fatalf("%d buckets for %d days", n, days)
+	}
+	// Nothing is final yet.
+	if n, err := j.Expire(ctx); err != nil || n != 0 {
+		t.Fatalf("expire: %d, %v", n, err)
+	}
+	// All but one execution of the third day end now, so all are kept as long again.
+	for id := uint64(1); id <= 3*days; id++ {
+		if id != 7 {
+			record(t, j, Outcome{Execution: id, Attempt: &Attempt{Number: 1, OK: true}, Status: Succeeded})
+		}
+	}
+	if n, err := j.Expire(ctx); err != nil || n != 0 {
+		t.Fatalf("expire just after the end: %d, %v", n, err)
+	}
+	q, err := j.Requeue(ctx, []uint64{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(20 * 24 * time.Hour)
+	n, err := j.Expire(ctx)
+	if err != nil || n != 3*(days-2) {
+		t.Fatalf("expire: %d, %v", n, err)
+	}
+	verify(t, j)
+	want(t, "left", all(t, j, Query{}), []uint64{121, 120, 119, 118, 9, 8, 7})
+	want(t, "left by lane", all(t, j, Query{Lane: "2"}), []uint64{9, 8, 7})
+	want(t, "counts", j.Counts()[HandlerStatus{1, Succeeded}], int64(5))
+	if oldest, ok := j.OldestPending(); !ok || !oldest.Equal(execution(t, j, 7).Created) {
+		t.Fatalf("oldest pending: %v %v", oldest, ok)
+	}
+	// The replay has its event still, though the event's own bucket has gone.
+	if e, err := j.Event(execution(t, j, q[0].Execution).Event); err != nil || e.Object != "0" {
+		t.Fatalf("event of a replay: %+v, %v", e, err)
+	}
+	if _, err := j.Event(at(11, 1)); err == nil {
+		t.Fatal("the event of a dropped execution is still there")
+	}
+	for _, id := range []uint64{1, 6, 10, 117} {
+		if _, err := j.Execution(id); err == nil {
+			t.Fatalf("execution %d is still there", id)
+		}
+	}
+	transaction(t, j, 1000, "clients.update", []string{"1"}, 1)
+	want(t, "newest", all(t, j, Query{Limit: 1})[0], uint64(122))
+	verify(t, j)
+}
+
+func TestRetentionBySize(t *testing.T) {
+	j := open(t, func(o *Options) { o.MaxSize = 4 << 20 })
+	r := rand.New(rand.NewPCG(1, 1))
+	n := 0
+	for round := range 12 {
+		b := j.NewBatch()
+		for range 400 {
+			n++
+			e := sample(at(n, 1), "clients.update", "1")
+			noise := make([]byte, 2000)
+			for i := range noise {
+				noise[i] = byte(r.Uint32())
+			}
+			e.Data = noise
+			if err := b.AddEvent(e, []Planned{{Handler: 1}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		commit(t, j, b)
+		if _, err := j.Cancel(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := j.db.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := j.Expire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("round %d: %d executions, %d buckets, %d KiB", round, len(all(t, j, Query{})), len(*j.buckets.Load()), j.db.Metrics().DiskSpaceUsage()>>10)
+	}
+	if left := len(all(t, j, Query{})); left == n || left == 0 {
+		t.Fatalf("%d of %d executions are left", left, n)
+	}
+	verify(t, j)
+}
