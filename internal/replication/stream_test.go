@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/billhook/billhook/internal/pgtest"
 	"github.com/billhook/billhook/internal/wal"
 )
