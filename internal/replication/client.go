@@ -322,7 +322,6 @@ func (c *Client) session(ctx context.Context, out chan<- *Chunk) error {
 	timeout := session.senderTimeout
 	s := &stream{
 		client: c, session: session, conn: hijacked.Conn,
-		layered:  tcpOf(hijacked.Conn) != hijacked.Conn,
 		interval: maxStatusInterval, silence: c.silence,
 	}
 	if timeout > 0 {
@@ -332,7 +331,10 @@ func (c *Client) session(ctx context.Context, out chan<- *Chunk) error {
 		s.silence = max(2*timeout, time.Minute)
 	}
 	if !c.options.PlainReads {
-		s.gatherer = newGatherer(hijacked.Conn, c.options.bufferSize)
+		s.gatherer = newGatherer(hijacked.Conn)
+	}
+	if hijacked.TLSConfig != nil {
+		s.leave = 17 << 10
 	}
 	return s.run(ctx, out)
 }

@@ -58,9 +58,6 @@ func (c *Client) connect(ctx context.Context, replication bool) (*pgx.Conn, erro
 	}
 	if replication {
 		config.RuntimeParams["replication"] = "database"
-		if !c.options.PlainReads {
-			dialer.Control = control
-		}
 	} else {
 		config.RuntimeParams["statement_timeout"] = "10000"
 	}

@@ -6,24 +6,40 @@ import (
 	"time"
 )
 
-// Gathering. A walsender sends each message as soon as it has it. A reader that
-// keeps up is woken for each, and the walsender pays a send, a segment and an
-// acknowledgement for each: that, not decoding, is what bounds a drain. Under
-// backlog the reader therefore sets SO_RCVLOWAT, so that the kernel wakes it
-// when half the receive buffer is full, and the walsender appends to a queue
-// meanwhile. It waits 20 ms at most, and a small read ends it, so that a trickle
-// never waits.
+// Gathering. A walsender sends each message as soon as it has it. Through an open
+// window each costs it a send, a segment, an acknowledgement and often the
+// reader's wake-up: that, not decoding, bounds a drain. Behind a closed window the
+// same message is only appended to the socket's send queue, which later leaves in
+// large segments. So under backlog, and only then, the reader
 //
-//	               a large read, or commits older than 100 ms
-//	first byte  ───────────────────────────────────────────────►  gather
-//	            ◄───────────────────────────────────────────────
-//	               20 ms passed and little came
+//   - narrows its window (SO_RCVBUF), so that it closes soon;
+//   - raises the low-water mark (SO_RCVLOWAT), so that nothing wakes it meanwhile;
+//   - pauses, long enough for about a megabyte to gather on the sender's side;
+//   - reads until nothing is left, which opens the window again and again and
+//     lets the large segments through.
+//
+// To wake when the window is full and read at once does not do: the sender's queue
+// is then still empty, and all goes through the open window.
+//
+// Backlog means that what comes was committed a while before it was sent, by the
+// server's own clock. The sender's stamp is made before a message is queued, so
+// pauses do not count as lag and gathering cannot keep itself going. A trickle
+// never pauses. Over a longer way than gatherRoundTrip a narrow window would be
+// the bound, so there reads stay plain.
+//
+//	       lag of 100 ms
+//	plain ───────────────► pause, read all ─┐
+//	      ◄───────────────        ▲        │
+//	       lag below 50 ms,       └─────────┘
+//	       or nothing came
 const (
-	receiveBuffer = 1 << 20 // asked of the kernel
-	gatherWait    = 20 * time.Millisecond
-	gatherLag     = 100 * time.Millisecond // well above gatherWait, so that gathering does not keep itself going
-	largeRead     = 64 << 10
-	smallRead     = 16 << 10
+	gatherWindow    = 128 << 10
+	gatherTarget    = 1 << 20 // bytes of one pause and the reads after it
+	gatherMin       = time.Millisecond
+	gatherMax       = 20 * time.Millisecond
+	gatherBegin     = 100 * time.Millisecond // of lag
+	gatherEnd       = 50 * time.Millisecond
+	gatherRoundTrip = 500 * time.Microsecond
 )
 
 // tcpOf returns the TCP connection below TLS or nothing, nil if there is none: a
@@ -34,4 +50,25 @@ func tcpOf(c net.Conn) *net.TCPConn {
 	}
 	t, _ := c.(*net.TCPConn)
 	return t
+}
+
+// rest pauses and starts a new cycle, with the length of the pause corrected by
+// what the last one brought.
+func (g *gatherer) rest() {
+	if g.cycle > 0 {
+		factor := min(max(float64(gatherTarget)/float64(g.cycle), 0.5), 2)
+		g.pause = min(max(time.Duration(float64(g.pause)*factor), gatherMin), gatherMax)
+	}
+	g.cycle = 0
+	time.Sleep(g.pause)
+}
+
+// more reports whether bytes wait beyond those that may stay. When there are none
+// it gives the sender the time to see that the window is open again.
+func (g *gatherer) more(leave int) bool {
+	if g.queued() > leave {
+		return true
+	}
+	time.Sleep(2 * g.trip)
+	return g.queued() > leave
 }

@@ -4,19 +4,20 @@ package replication
 
 import (
 	"net"
-	"syscall"
+	"time"
 )
 
-// control leaves the socket as it is.
-func control(_, _ string, _ syscall.RawConn) error { return nil }
+// gatherer does nothing here: only Linux is known to hold wake-ups back in the
+// way this needs. Reads are plain.
+type gatherer struct {
+	on    bool
+	trip  time.Duration
+	pause time.Duration
+	cycle int
+}
 
-// gatherer does nothing here: only Linux is known to wake a reader by a
-// low-water mark in all the ways this needs. Reads are plain.
-type gatherer struct{}
+func newGatherer(net.Conn) *gatherer { return nil }
 
-func newGatherer(net.Conn, int) *gatherer { return nil }
-
-func (*gatherer) begin() bool { return false }
+func (*gatherer) begin()      {}
 func (*gatherer) end()        {}
-func (*gatherer) wait()       {}
 func (*gatherer) queued() int { return 0 }

@@ -101,9 +101,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 
 func (m *metrics) setPhase(p Phase) {
 	for _, q := range phases() {
-		m.phase.WithLabelValues(q.String()).Set(flag(p == q))
+		m.phase.WithLabelValues(q.String()).Set(oneIf(p == q))
 	}
-	m.up.Set(flag(p == Streaming))
+	m.up.Set(oneIf(p == Streaming))
 }
 
 func (m *metrics) setSlot(s catalog.Slot, found bool, now time.Time) {
@@ -112,7 +112,7 @@ func (m *metrics) setSlot(s catalog.Slot, found bool, now time.Time) {
 		status = "missing"
 	}
 	for _, w := range walStatuses() {
-		m.slotStatus.WithLabelValues(w).Set(flag(w == status))
+		m.slotStatus.WithLabelValues(w).Set(oneIf(w == status))
 	}
 	m.slotPolled.Set(seconds(now))
 	if !found {
@@ -125,7 +125,7 @@ func (m *metrics) setSlot(s catalog.Slot, found bool, now time.Time) {
 	m.slotSpillTxns.Set(float64(s.SpillTransactions))
 }
 
-func flag(b bool) float64 {
+func oneIf(b bool) float64 {
 	if b {
 		return 1
 	}

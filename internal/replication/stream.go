@@ -36,7 +36,7 @@ type stream struct {
 	session  *Session
 	conn     net.Conn
 	gatherer *gatherer // nil when this connection cannot
-	layered  bool      // TLS: a read returns one record at most
+	leave    int       // bytes that may stay in the kernel: below TLS, what may be less than a record
 	interval time.Duration
 	silence  time.Duration // without a byte for that long the connection is given up
 
@@ -46,7 +46,7 @@ type stream struct {
 
 	started    bool // the server has switched to COPY
 	replyAsked bool
-	gathering  bool
+	dry        bool // the last read left nothing behind
 
 	lastRead   time.Time
 	lastStatus time.Time
@@ -111,7 +111,7 @@ func (s *stream) run(ctx context.Context, out chan<- *Chunk) error {
 					return err
 				}
 			}
-			s.adapt(n)
+			s.adapt()
 			if err := s.pass(ctx, out); err != nil {
 				if ctx.Err() != nil {
 					return s.finish()
@@ -140,13 +140,23 @@ func (s *stream) begin() error {
 	return s.write(b)
 }
 
-// read reads once into the buffer and waits no longer than until something else
-// is due. At a deadline it returns 0 and no error.
+// read reads into the buffer and waits no longer than until something else is
+// due. At a deadline it returns 0 and no error. While gathering it pauses first,
+// and then takes all there is, in as many calls as there are full buffers.
 func (s *stream) read(ctx context.Context) (int, error) {
-	if s.gathering {
-		s.gatherer.wait()
+	gathering := s.gatherer != nil && s.gatherer.on
+	deadline := s.due()
+	if gathering && s.dry {
+		s.gatherer.rest()
+		if s.gatherer.queued() == 0 {
+			s.gatherer.end()
+			gathering = false
+		} else {
+			// Below TLS the rest of a record may not be there, and wakes nobody now.
+			deadline = time.Now().Add(gatherMax)
+		}
 	}
-	if err := s.conn.SetReadDeadline(s.due()); err != nil {
+	if err := s.conn.SetReadDeadline(deadline); err != nil {
 		return 0, err
 	}
 	if ctx.Err() != nil {
@@ -154,14 +164,19 @@ func (s *stream) read(ctx context.Context) (int, error) {
 	}
 	n, err := s.conn.Read(s.buf.b[s.used:])
 	s.used += n
-	if n > 0 && err == nil && s.gathering && s.layered {
-		// One record of 16 KB came; take the whole ones that wait behind it.
-		for err == nil && s.used < len(s.buf.b) && s.gatherer.queued() > 17<<10 {
+	s.dry = true
+	if gathering && n > 0 {
+		for err == nil && s.gatherer.more(s.leave) {
+			if s.used == len(s.buf.b) {
+				s.dry = false
+				break
+			}
 			var m int
 			m, err = s.conn.Read(s.buf.b[s.used:])
 			s.used += m
 			n += m
 		}
+		s.gatherer.cycle += n
 	}
 	if n > 0 {
 		s.lastRead = time.Now()
@@ -169,6 +184,9 @@ func (s *stream) read(ctx context.Context) (int, error) {
 		return n, nil // an error comes again with the next read
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
+		if gathering {
+			s.gatherer.end()
+		}
 		return 0, nil
 	}
 	return 0, err
@@ -317,18 +335,15 @@ func (c *Client) notice(n *pgproto3.ErrorResponse) error {
 	return nil
 }
 
-// adapt decides after a read of n bytes how the next one waits.
-func (s *stream) adapt(n int) {
-	if s.gatherer == nil || !s.started {
+// adapt decides after a read how the next one waits.
+func (s *stream) adapt() {
+	if s.gatherer == nil || s.commitTime == 0 {
 		return
 	}
-	lag := time.Duration(s.sendTime-s.commitTime) * time.Microsecond
-	behind := s.commitTime != 0 && lag >= gatherLag
-	switch {
-	case !s.gathering && (n >= largeRead || behind):
-		s.gathering = s.gatherer.begin()
-	case s.gathering && n < smallRead:
-		s.gathering = false
+	switch lag := time.Duration(s.sendTime-s.commitTime) * time.Microsecond; {
+	case lag >= gatherBegin:
+		s.gatherer.begin()
+	case lag < gatherEnd:
 		s.gatherer.end()
 	}
 }
