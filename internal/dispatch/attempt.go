@@ -292,6 +292,10 @@ func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
 	default:
 		l.pop()
 	}
+	if main := &l.lane.main; l.side != 0 && x.id > main.cursor {
+		// The main line was rewound and may have read this execution before it ended.
+		d.forget(main)
+	}
 	d.place(l)
 	for _, s := range frozen {
 		s.id = 0
@@ -373,42 +377,42 @@ func (d *Dispatcher) persist(x *execution, record func() error) error {
 
 // report logs what became of an execution.
 func (d *Dispatcher) report(x *execution, err error) {
-	attrs := []slog.Attr{
-		slog.Any("event", x.entry.event), slog.String("type", string(x.typ)),
-		slog.Int("handler", x.Handler.ID), slog.Uint64("execution", x.id),
-	}
-	if x.outcome.Attempt != nil {
-		attrs = append(attrs, slog.Int("attempt", x.outcome.Attempt.Number))
-	}
-	level, text := slog.LevelDebug, ""
 	o := &x.outcome
+	level, text, problem := slog.LevelDebug, "", o.Error
 	switch {
 	case errors.Is(err, journal.ErrFinal), errors.Is(err, journal.ErrNotFound):
-		level, text = slog.LevelWarn, "execution was ended by another while an attempt was made"
-		attrs = append(attrs, slog.Any("err", err))
+		level, text, problem = slog.LevelWarn, "execution was ended by another while an attempt was made", err.Error()
 	case err != nil:
-		level, text = slog.LevelError, "outcome not recorded: the attempt will be made again"
-		attrs = append(attrs, slog.Any("err", err))
+		level, text, problem = slog.LevelError, "outcome not recorded: the attempt will be made again", err.Error()
 	case o.Status == journal.Succeeded:
 		text = "execution succeeded"
-		attrs = append(attrs, slog.Duration("took", o.Attempt.Duration))
 	case o.Status == journal.Skipped:
 		text = "execution skipped"
 	case o.Status == journal.Dead:
 		level, text = slog.LevelError, "execution given up"
+	case o.Attempt.Number == 1:
+		level, text = slog.LevelWarn, "attempt failed"
 	default:
 		level, text = slog.LevelInfo, "attempt failed"
-		if o.Attempt.Number == 1 {
-			level = slog.LevelWarn
+	}
+	if !d.log.Enabled(d.base, level) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("event", x.entry.event.String()), slog.String("type", string(x.typ)),
+		slog.Int("handler", x.Handler.ID), slog.Uint64("execution", x.id),
+	}
+	if a := o.Attempt; a != nil {
+		attrs = append(attrs, slog.Int("attempt", a.Number), slog.Duration("took", a.Duration))
+		if problem == "" {
+			problem = a.Error
 		}
+	}
+	if o.Status == journal.Pending {
 		attrs = append(attrs, slog.Time("next", o.NextAt))
 	}
-	switch {
-	case err != nil:
-	case o.Error != "":
-		attrs = append(attrs, slog.String("err", o.Error))
-	case o.Attempt != nil && o.Attempt.Error != "":
-		attrs = append(attrs, slog.String("err", o.Attempt.Error))
+	if problem != "" {
+		attrs = append(attrs, slog.String("err", problem))
 	}
 	d.log.LogAttrs(d.base, level, text, attrs...)
 }

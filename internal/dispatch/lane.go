@@ -315,14 +315,27 @@ func (d *Dispatcher) announceOld(l *line, id uint64, handler int) {
 	}
 }
 
+// forget makes l read again what it may have read too early.
+func (d *Dispatcher) forget(l *line) {
+	switch l.state {
+	case busy:
+		if l.rewind == 0 {
+			l.rewind = l.cursor + 1 // read again from the cursor
+		}
+	case queued, waiting:
+		d.unplace(l)
+		d.setWindow(l, nil)
+		l.id = 0
+		d.place(l)
+	case idle:
+	}
+}
+
 // reload makes every line whose head is of the handler read it again.
 func (d *Dispatcher) reload(handler int) {
 	again := func(l *line) {
-		if l.id != 0 && l.handler == handler && (l.state == queued || l.state == waiting) {
-			d.unplace(l)
-			d.setWindow(l, nil)
-			l.id = 0
-			d.place(l)
+		if l.id != 0 && l.handler == handler && l.state != busy {
+			d.forget(l)
 		}
 	}
 	for _, ln := range d.lanes {

@@ -53,7 +53,7 @@ func newRig(t testing.TB, hs ...*Handler) *rig {
 // next says which handlers the next start begins with.
 func (r *rig) next(hs ...*Handler) {
 	for _, h := range hs {
-		if p, ok := h.Call.(*peer); ok {
+		if p, ok := h.Call.(*peer); ok && p.calls == nil {
 			p.calls = r.calls
 		}
 	}
