@@ -129,20 +129,19 @@ func (c *Cluster) init(ctx context.Context, o Options) error {
 	}
 
 	settings := map[string]string{
-		"listen_addresses":           "127.0.0.1",
-		"unix_socket_directories":    "",
-		"wal_level":                  "logical",
-		"max_wal_senders":            "20",
-		"max_replication_slots":      "20",
-		"max_connections":            "100",
-		"shared_buffers":             "32MB",
-		"max_wal_size":               "512MB",
-		"log_min_messages":           "warning",
-		"log_line_prefix":            "%m [%p] %q%u@%d ",
-		"log_checkpoints":            "off",
-		"timezone":                   "UTC",
-		"log_timezone":               "UTC",
-		"dynamic_shared_memory_type": "posix",
+		"listen_addresses":        "127.0.0.1",
+		"unix_socket_directories": "",
+		"wal_level":               "logical",
+		"max_wal_senders":         "20",
+		"max_replication_slots":   "20",
+		"max_connections":         "100",
+		"shared_buffers":          "32MB",
+		"max_wal_size":            "512MB",
+		"log_min_messages":        "warning",
+		"log_line_prefix":         "%m [%p] %q%u@%d ",
+		"log_checkpoints":         "off",
+		"timezone":                "UTC",
+		"log_timezone":            "UTC",
 	}
 	if !o.Durable {
 		settings["fsync"] = "off"
