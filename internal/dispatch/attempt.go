@@ -263,7 +263,8 @@ func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
 				})
 			}
 		}
-		return d.store.Record(d.base, x.outcome)
+		// An attempt that ended as the grace did still counts.
+		return d.store.Record(context.WithoutCancel(d.base), x.outcome)
 	})
 	ended := time.Now()
 	final := errors.Is(err, journal.ErrFinal) || errors.Is(err, journal.ErrNotFound)

@@ -51,8 +51,8 @@ type Dispatcher struct {
 	grace      time.Duration
 	newest     uint64 // execution id when New was called
 
-	// base is the context of attempts and of their records: it ends only when a
-	// stop has used up its grace. It is set by Run before the first worker starts.
+	// base is the context of attempts: it ends when a stop has used up its grace.
+	// It is set by Run before the first worker starts.
 	base context.Context
 
 	earlier   chan struct{} // the first of due has changed

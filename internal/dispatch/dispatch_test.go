@@ -249,6 +249,22 @@ func TestStopInterrupts(t *testing.T) {
 	})
 }
 
+// An attempt that ends when it is told to, with an outcome, counts.
+func TestStopRecordsWhatEndsInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, handlerFor(1, func(ctx context.Context, d *handler.Delivery) (handler.Result, error) {
+			<-ctx.Done()
+			return handler.Result{Code: 200}, nil
+		}, func(h *Handler) { h.Timeout = time.Hour }))
+		r.start()
+		r.commit("clients.update", "a", "a")
+		sleep(time.Second)
+		r.cancel()
+		<-r.ended
+		want(t, "executions", r.table(), "1 h1 a succeeded 1", "2 h1 a pending 0")
+	})
+}
+
 // A retry is made when it is due, also across restarts, for days.
 func TestRestartKeepsSchedule(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -602,6 +618,46 @@ func TestHoldFailure(t *testing.T) {
 		r.store.set(func() { r.store.hold = nil })
 		sleep(time.Minute)
 		want(t, "then", r.table(), "1 h1 a held 1", "2 h2 a succeeded 1")
+		r.quiet()
+	})
+}
+
+// One execution whose event is gone or cannot be read does not hold up its lane for
+// ever.
+func TestEventGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, handlerFor(1, nil))
+		r.start()
+		bad := map[event.ID]error{
+			testEvent(1, 1, "", "").ID: journal.ErrNotFound,
+			testEvent(2, 1, "", "").ID: errors.New("checksum mismatch"),
+		}
+		r.store.set(func() { r.store.event = func(id event.ID) error { return bad[id] } })
+		for range 3 {
+			r.commit("clients.update", "a")
+		}
+		sleep(time.Hour)
+		want(t, "executions", r.table(), "1 h1 a dead 1", "2 h1 a dead 3", "3 h1 a succeeded 1")
+		if x := r.execution(2); !strings.Contains(x.LastError, "checksum") {
+			t.Errorf("last error %q", x.LastError)
+		}
+		r.quiet()
+	})
+}
+
+// An execution that someone else has ended is left alone.
+func TestEndedByAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, handlerFor(1, taking(time.Second)))
+		r.start()
+		r.commit("clients.update", "a", "a")
+		sleep(500 * time.Millisecond)
+		o := journal.Outcome{Execution: 1, Status: journal.Skipped, Error: "by hand"}
+		if err := r.j.Record(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		sleep(time.Minute)
+		want(t, "executions", r.table(), "1 h1 a skipped 0", "2 h1 a succeeded 1")
 		r.quiet()
 	})
 }

@@ -12,7 +12,7 @@ const (
 	windowSize = 16
 	// maxWindows is how many lines that wait in a queue may keep what they have
 	// read; the others read it again when it is their turn.
-	maxWindows = 4096
+	maxWindows = 1024
 )
 
 // lane holds what is in memory of one lane with pending executions: where its

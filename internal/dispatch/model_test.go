@@ -19,7 +19,7 @@ import (
 	"github.com/billhook/billhook/internal/journal"
 )
 
-var seeds = flag.Uint64("seeds", 6, "how many seeds TestModel runs with")
+var seeds = flag.Uint64("seeds", 3, "how many seeds TestModel runs with")
 
 // TestModel lets chance commit events, break handlers and the store, change the
 // status of handlers, remove and return them, and stop and restart, and then checks

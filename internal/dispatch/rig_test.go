@@ -411,6 +411,7 @@ type brittle struct {
 	record  func(o journal.Outcome) error // before the journal
 	pending func() error
 	hold    func() error
+	event   func(id event.ID) error
 }
 
 func (b *brittle) set(f func()) {
@@ -441,6 +442,18 @@ func (b *brittle) Pending(lane string, after uint64, n int) ([]journal.Execution
 		}
 	}
 	return b.Journal.Pending(lane, after, n)
+}
+
+func (b *brittle) Event(id event.ID) (*event.Event, error) {
+	b.mu.Lock()
+	f := b.event
+	b.mu.Unlock()
+	if f != nil {
+		if err := f(id); err != nil {
+			return nil, err
+		}
+	}
+	return b.Journal.Event(id)
 }
 
 func (b *brittle) Hold(ctx context.Context, h int) (int, error) {

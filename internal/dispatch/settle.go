@@ -14,8 +14,9 @@ import (
 // A gate is settled only when no line is busy with its handler, so that the outcome
 // of a running attempt is never overwritten.
 func (d *Dispatcher) settle(ctx context.Context) {
+	counts := d.store.Counts()
 	d.mu.Lock()
-	for k := range d.store.Counts() {
+	for k := range counts {
 		d.gate(k.Handler) // also those whose handler is not in the file
 	}
 	d.mu.Unlock()
