@@ -12,7 +12,7 @@ PKG ?= ./...
 TESTFLAGS ?=
 # Flags of the demo: make demo DEMO_FLAGS="--for 20s"
 DEMO_FLAGS ?=
-BENCH ?= .
+BENCH_FLAGS ?=
 FUZZTIME ?= 20s
 
 .PHONY: help
@@ -48,8 +48,8 @@ lint: ## Check format, vet, staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: bench
-bench: deps ## Run the benchmarks (BENCH=regexp, PKG=packages)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m $(TESTFLAGS) $(PKG)
+bench: deps ## Drain a backlog beside pg_recvlogical, print ratios (BENCH_FLAGS="-changes 100000")
+	$(GO) run ./internal/bench $(BENCH_FLAGS)
 
 .PHONY: fuzz
 fuzz: ## Fuzz every target for a short while (FUZZTIME=20s)
