@@ -333,9 +333,6 @@ func (c *Client) session(ctx context.Context, out chan<- *Chunk) error {
 	if !c.options.PlainReads {
 		s.gatherer = newGatherer(hijacked.Conn)
 	}
-	if hijacked.TLSConfig != nil {
-		s.leave = 17 << 10
-	}
 	return s.run(ctx, out)
 }
 

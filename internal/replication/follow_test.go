@@ -203,7 +203,8 @@ func (f *follower) wait(what string, ok func() bool) {
 		case <-f.notify:
 		case <-tick.C:
 		case <-deadline:
-			f.t.Fatalf("waited in vain for %s; state %+v; got %q", what, f.client.State(), f.got())
+			got := f.got()
+			f.t.Fatalf("waited in vain for %s; state %+v; got %d changes, last of all %q", what, f.client.State(), len(got), got[max(0, len(got)-5):])
 		}
 	}
 }

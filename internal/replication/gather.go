@@ -13,8 +13,8 @@ import (
 // large segments. So under backlog, and only then, the reader
 //
 //   - narrows its window (SO_RCVBUF), so that it closes soon;
-//   - raises the low-water mark (SO_RCVLOWAT), so that nothing wakes it meanwhile;
-//   - pauses, long enough for about a megabyte to gather on the sender's side;
+//   - pauses, long enough for about a megabyte to gather on the sender's side, with
+//     the low-water mark (SO_RCVLOWAT) raised, so that nothing wakes it meanwhile;
 //   - reads until nothing is left, which opens the window again and again and
 //     lets the large segments through.
 //
@@ -33,7 +33,7 @@ import (
 //	       lag below 50 ms,       └─────────┘
 //	       or nothing came
 const (
-	gatherWindow    = 128 << 10
+	gatherWindow    = 64 << 10
 	gatherTarget    = 1 << 20 // bytes of one pause and the reads after it
 	gatherMin       = time.Millisecond
 	gatherMax       = 20 * time.Millisecond
@@ -60,15 +60,17 @@ func (g *gatherer) rest() {
 		g.pause = min(max(time.Duration(float64(g.pause)*factor), gatherMin), gatherMax)
 	}
 	g.cycle = 0
+	g.lowWater(gatherWindow)
 	time.Sleep(g.pause)
+	g.lowWater(1)
 }
 
-// more reports whether bytes wait beyond those that may stay. When there are none
-// it gives the sender the time to see that the window is open again.
-func (g *gatherer) more(leave int) bool {
-	if g.queued() > leave {
+// more reports whether there is more to read. When there is nothing it gives the
+// sender the time to see that the window is open again.
+func (g *gatherer) more() bool {
+	if g.queued() > 0 {
 		return true
 	}
 	time.Sleep(2 * g.trip)
-	return g.queued() > leave
+	return g.queued() > 0
 }

@@ -45,8 +45,7 @@ func (g *gatherer) roundTrip() time.Duration {
 	return rtt
 }
 
-// begin narrows the window and raises the low-water mark above it, so that bytes
-// that come during a pause wake nobody.
+// begin narrows the window.
 func (g *gatherer) begin() {
 	if g.on {
 		return
@@ -55,18 +54,13 @@ func (g *gatherer) begin() {
 	_ = g.raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, gatherWindow)
 	})
-	g.lowWater(gatherWindow)
 }
 
-// end lets the first byte wake the reader again. The window stays narrow; at a
-// round trip this short it is wide enough.
-func (g *gatherer) end() {
-	if g.on {
-		g.on = false
-		g.lowWater(1)
-	}
-}
+// end goes back to plain reads. The window stays narrow; at a round trip this
+// short it is wide enough.
+func (g *gatherer) end() { g.on = false }
 
+// lowWater sets how many bytes must be there to wake the reader.
 func (g *gatherer) lowWater(bytes int) {
 	_ = g.raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes)

@@ -18,6 +18,7 @@ type gatherer struct {
 
 func newGatherer(net.Conn) *gatherer { return nil }
 
-func (*gatherer) begin()      {}
-func (*gatherer) end()        {}
-func (*gatherer) queued() int { return 0 }
+func (*gatherer) begin()       {}
+func (*gatherer) end()         {}
+func (*gatherer) lowWater(int) {}
+func (*gatherer) queued() int  { return 0 }

@@ -36,7 +36,6 @@ type stream struct {
 	session  *Session
 	conn     net.Conn
 	gatherer *gatherer // nil when this connection cannot
-	leave    int       // bytes that may stay in the kernel: below TLS, what may be less than a record
 	interval time.Duration
 	silence  time.Duration // without a byte for that long the connection is given up
 
@@ -152,7 +151,7 @@ func (s *stream) read(ctx context.Context) (int, error) {
 			s.gatherer.end()
 			gathering = false
 		} else {
-			// Below TLS the rest of a record may not be there, and wakes nobody now.
+			// Below TLS the rest of a record may yet have to come.
 			deadline = time.Now().Add(gatherMax)
 		}
 	}
@@ -166,7 +165,7 @@ func (s *stream) read(ctx context.Context) (int, error) {
 	s.used += n
 	s.dry = true
 	if gathering && n > 0 {
-		for err == nil && s.gatherer.more(s.leave) {
+		for err == nil && s.gatherer.more() {
 			if s.used == len(s.buf.b) {
 				s.dry = false
 				break
