@@ -29,6 +29,9 @@ import (
 //   - A failure to write a table reaches Pebble, which tries again; it is slowed
 //     down, because Pebble does so at once and for ever.
 //
+// On a frozen disk flushes go to memory, so that no write under way waits for
+// one for ever, and compactions wait until release.
+//
 // Before arm is called errors pass through: Open reports them by itself.
 type disk struct {
 	vfs.FS
@@ -36,6 +39,7 @@ type disk struct {
 	noSpace func(path string, since time.Duration) // a write is waiting
 	quit    chan struct{}                          // closed by release
 	once    sync.Once
+	shadow  *vfs.MemFS // the tables of a frozen disk
 
 	armed   atomic.Bool
 	frozen  atomic.Bool
@@ -49,7 +53,7 @@ const (
 )
 
 func newDisk(fs vfs.FS, failed func(error), noSpace func(string, time.Duration)) *disk {
-	return &disk{FS: fs, failed: failed, noSpace: noSpace, quit: make(chan struct{})}
+	return &disk{FS: fs, failed: failed, noSpace: noSpace, quit: make(chan struct{}), shadow: vfs.NewMem()}
 }
 
 func (d *disk) arm() { d.armed.Store(true) }
@@ -114,26 +118,37 @@ func isTable(path string) bool {
 	return strings.HasSuffix(path, ".sst") || strings.HasSuffix(path, ".blob")
 }
 
-// tableError slows down the error of a table's file. A frozen disk keeps the
-// caller until release.
+// tableError slows down the error of a table's file.
 func (d *disk) tableError(err error) error {
-	if !d.armed.Load() {
-		return err
-	}
-	for d.pause(tableRetry) && d.frozen.Load() { //nolint:revive // the wait is the body
+	if d.armed.Load() && !d.frozen.Load() {
+		d.pause(tableRetry)
 	}
 	return err
 }
 
 var errFrozen = errors.New("the journal is stopped")
 
-func (d *disk) create(op, name string, f func() (vfs.File, error)) (vfs.File, error) {
-	table := isTable(name)
-	if d.frozen.Load() {
-		if table {
-			return nil, d.tableError(errFrozen)
-		}
+// isCompaction tells a compaction from a flush by what Pebble calls its writes.
+func isCompaction(c vfs.DiskWriteCategory) bool { return strings.Contains(string(c), "compaction") }
+
+// unreal makes a file on a frozen disk.
+func (d *disk) unreal(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	switch {
+	case !isTable(name):
 		return d.wrap(name, vfs.NewMemFile(nil)), nil
+	case isCompaction(c):
+		<-d.quit
+		return nil, errFrozen
+	}
+	if err := d.shadow.MkdirAll(d.shadow.PathDir(name), 0o700); err != nil {
+		return nil, err
+	}
+	return d.shadow.Create(name, c)
+}
+
+func (d *disk) create(op, name string, c vfs.DiskWriteCategory, f func() (vfs.File, error)) (vfs.File, error) {
+	if d.frozen.Load() {
+		return d.unreal(name, c)
 	}
 	var file vfs.File
 	err := d.untilSpace(name, func() (err error) {
@@ -143,10 +158,10 @@ func (d *disk) create(op, name string, f func() (vfs.File, error)) (vfs.File, er
 	switch {
 	case err == nil:
 		return d.wrap(name, file), nil
-	case table:
+	case isTable(name):
 		return nil, d.tableError(err)
 	case d.freeze(op, name, err):
-		return d.wrap(name, vfs.NewMemFile(nil)), nil
+		return d.unreal(name, c)
 	}
 	return nil, err
 }
@@ -168,15 +183,24 @@ func (d *disk) wrap(name string, f vfs.File) vfs.File {
 }
 
 func (d *disk) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return d.create("create", name, func() (vfs.File, error) { return d.FS.Create(name, c) })
+	return d.create("create", name, c, func() (vfs.File, error) { return d.FS.Create(name, c) })
 }
 
 func (d *disk) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return d.create("reuse", newname, func() (vfs.File, error) { return d.FS.ReuseForWrite(oldname, newname, c) })
+	return d.create("reuse", newname, c, func() (vfs.File, error) { return d.FS.ReuseForWrite(oldname, newname, c) })
 }
 
 func (d *disk) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
-	return d.create("open", name, func() (vfs.File, error) { return d.FS.OpenReadWrite(name, c, opts...) })
+	return d.create("open", name, c, func() (vfs.File, error) { return d.FS.OpenReadWrite(name, c, opts...) })
+}
+
+func (d *disk) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	if d.frozen.Load() && isTable(name) {
+		if f, err := d.shadow.Open(name, opts...); err == nil {
+			return f, nil
+		}
+	}
+	return d.FS.Open(name, opts...)
 }
 
 func (d *disk) OpenDir(name string) (vfs.File, error) {
@@ -226,10 +250,7 @@ type diskFile struct {
 
 // write runs one change of the file's content and settles its error.
 func (f *diskFile) write(op string, change func() error) error {
-	if f.disk.frozen.Load() {
-		if f.table {
-			return f.disk.tableError(errFrozen)
-		}
+	if !f.table && f.disk.frozen.Load() {
 		return nil
 	}
 	err := change()
