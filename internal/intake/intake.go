@@ -70,8 +70,7 @@ type Intake struct {
 
 	open         bool // inside a transaction
 	skipping     bool // inside one that the journal has already
-	begun        time.Time
-	transactions int // in batch
+	transactions int  // in batch
 	dirty        bool
 	idleSince    time.Time // last commit of a mere position
 
