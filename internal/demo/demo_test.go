@@ -380,7 +380,7 @@ func TestSchemaFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	db := pgtest.NewDatabase(t, string(old), `
-		INSERT INTO currencies VALUES (1, 'USD', 1), (2, 'XXX', 2);
+		INSERT INTO currencies VALUES (1, 'USD', 1), (2, 'JPY', 2);
 		INSERT INTO companies (name) VALUES ('Main');
 		INSERT INTO clients (id_companies, name, id_currencies, credit) VALUES (1, 'Acme', 1, 10);
 		INSERT INTO clients_balances VALUES (1, -5);
