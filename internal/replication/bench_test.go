@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -213,3 +214,31 @@ const clientsTable = `
 	INSERT INTO clients SELECT g, 'Client number ' || g, 1, 'active', 1000, 50, 'USD', 'Company of client ' || g, '17 Long Street, Some Town, County ' || g,
 		'billing' || g || '@client.example.com', '+1 555 ' || g, 'TAX' || g, repeat('note ', 30), 'Europe/London', 'en', 3, 4, 5, true, true,
 		'2026-01-02 03:04:05', '2026-02-03 04:05:06', false FROM generate_series(1, 1000) g;`
+
+// BenchmarkTrickle measures the time from a commit's return to the change in the
+// consumer's hands, at about 200 transactions a second: it must not wait for what
+// helps under backlog.
+func BenchmarkTrickle(b *testing.B) {
+	db := pgtest.NewDatabase(b, clientsTable)
+	f := follow(b, options(b, db, "clients"))
+	conn := db.Connect(b)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	var delays []time.Duration
+	for b.Loop() {
+		<-tick.C
+		n := len(f.got())
+		if _, err := conn.Exec(b.Context(), "UPDATE clients SET balance = balance - 1 WHERE id = 1"); err != nil {
+			b.Fatal(err)
+		}
+		committed := time.Now()
+		for len(f.got()) == n {
+			<-f.notify
+		}
+		delays = append(delays, time.Since(committed))
+	}
+	slices.Sort(delays)
+	b.ReportMetric(float64(delays[len(delays)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(delays[len(delays)*99/100].Microseconds()), "p99-µs")
+	b.ReportMetric(0, "ns/op")
+}

@@ -344,3 +344,25 @@ func counted(t testing.TB, c prometheus.Counter) float64 {
 	}
 	return m.GetCounter().GetValue()
 }
+
+// TestStreamServerStops: a server that shuts down waits until its walsenders have
+// heard that all is confirmed. It must not wait long.
+func TestStreamServerStops(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, nil)
+	db := pgtest.NewDatabaseOn(t, c, oneTable)
+	f := follow(t, options(t, db, "a"))
+	db.Exec(t, "INSERT INTO a VALUES (1)")
+	began := time.Now()
+	if err := c.Restart(t.Context(), cluster.Fast); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(began); d > 15*time.Second {
+		t.Errorf("the server took %s to restart", d)
+	}
+	db.Exec(t, "INSERT INTO a VALUES (2)")
+	f.expect("insert a (id=1 v null)", "insert a (id=2 v null)")
+	if e, ok := errors.AsType[*Error](f.client.State().Err); !ok || e.Class != Transient {
+		t.Errorf("error %v", f.client.State().Err)
+	}
+}
