@@ -238,8 +238,10 @@ func (p *problems) rules(b *config.Billhook, name string, e config.Event) []bill
 // columns that must not leave the database.
 func tables(m billing.Mapping) []replication.Table {
 	var out []replication.Table
-	for _, t := range billing.Tables(m) {
-		out = append(out, replication.Table{Name: catalog.Name{Schema: t.Schema, Table: t.Name}})
+	for _, e := range m.Entities {
+		for _, t := range billing.Tables(billing.Mapping{Entities: []billing.Entity{e}}) {
+			out = append(out, replication.Table{Name: catalog.Name{Schema: t.Schema, Table: t.Name}, Exclude: e.Exclude})
+		}
 	}
 	return out
 }

@@ -54,6 +54,10 @@ type Table struct {
 	// the replica identity are always added. Before Postgres 15, and for a table
 	// with REPLICA IDENTITY FULL, all columns are sent.
 	Columns []string
+	// Exclude are columns that must not leave the database, as far as the above lets
+	// them stay. A column that is added to the table later is then not sent either,
+	// until the publication is altered.
+	Exclude []string
 }
 
 // Position is where a journal stands, and in what.

@@ -151,8 +151,8 @@ func tableList(tables []catalog.Table, wanted []Table, version int) (sql string,
 	for _, t := range tables {
 		part := t.SQL()
 		i := slices.IndexFunc(wanted, func(w Table) bool { return w.Name == t.Name })
-		if i >= 0 && wanted[i].Columns != nil {
-			columns, why := t.ColumnList(wanted[i].Columns)
+		if i >= 0 && (wanted[i].Columns != nil || len(wanted[i].of(t)) < len(t.Columns)) {
+			columns, why := t.ColumnList(wanted[i].of(t))
 			if version < 150000 {
 				columns, why = nil, "column lists came with Postgres 15"
 			}
@@ -169,6 +169,17 @@ func tableList(tables []catalog.Table, wanted []Table, version int) (sql string,
 		parts = append(parts, part)
 	}
 	return strings.Join(parts, ", "), notes
+}
+
+// of returns the wanted columns of the table as it is.
+func (w Table) of(t catalog.Table) []string {
+	var columns []string
+	for _, c := range t.Columns {
+		if (w.Columns == nil || slices.Contains(w.Columns, c.Name)) && !slices.Contains(w.Exclude, c.Name) {
+			columns = append(columns, c.Name)
+		}
+	}
+	return columns
 }
 
 // ddl runs one statement that takes locks, and does not stand in the way for long.
