@@ -24,9 +24,9 @@ import (
 //
 // Progress is kept in memory beside the rows it tells about, in the same commit.
 
-// fillRows is how many rows a chunk has. It bounds the fill's memory and how long
-// one read takes.
-const fillRows = 5000
+// defaultFillRows is how many rows a chunk has. It bounds the fill's memory and how
+// long one read takes.
+const defaultFillRows = 5000
 
 // fillChunk is one chunk on its way.
 type fillChunk struct {
@@ -119,7 +119,7 @@ func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication
 		in.log.Info("filling memory", "table", name, "rows_estimated", f.table.Estimate, "resumed", f.progress.After != nil)
 		for !f.progress.Done {
 			c := &fillChunk{table: f.table, progress: f.progress, applied: make(chan error, 1)}
-			if c.rows, err = reader.Read(ctx, f.table, f.key, f.columns, f.progress.After, fillRows); err != nil {
+			if c.rows, err = reader.Read(ctx, f.table, f.key, f.columns, f.progress.After, in.fillRows); err != nil {
 				return err
 			}
 			if len(c.rows) > 0 {
@@ -129,7 +129,7 @@ func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication
 					c.progress.After = append(c.progress.After, string(last[i].Text))
 				}
 			}
-			c.progress.Done = len(c.rows) < fillRows
+			c.progress.Done = len(c.rows) < in.fillRows
 			if err := in.applyAtMark(ctx, reader, c); err != nil {
 				return err
 			}

@@ -78,13 +78,14 @@ type Intake struct {
 	marks     map[string]*fillChunk // chunks whose mark is awaited
 	started   int64                 // makes marks of this process its own
 	lastToken uint64
+	fillRows  int
 	toFill    atomic.Int64
 	blocks    atomic.Pointer[string]
 }
 
 // New makes an Intake.
 func New(o Options) (*Intake, error) {
-	in := &Intake{o: o, log: o.Logger, calls: make(chan func()), marks: map[string]*fillChunk{}, started: time.Now().UnixNano()}
+	in := &Intake{o: o, log: o.Logger, calls: make(chan func()), marks: map[string]*fillChunk{}, started: time.Now().UnixNano(), fillRows: defaultFillRows}
 	in.toFill.Store(-1)
 	if in.log == nil {
 		in.log = slog.New(slog.DiscardHandler)

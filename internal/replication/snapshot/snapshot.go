@@ -63,21 +63,27 @@ type Table struct {
 }
 
 // Tables describes tables as the stream would: their columns are those that the
-// publication holds. A table that is missing or not published is left out.
+// publication holds. A table that is missing or not published is an error.
 func (r *Reader) Tables(ctx context.Context, names []catalog.Name, publication string) ([]Table, error) {
-	tables, _, err := catalog.ReadTables(ctx, r.conn, names)
+	tables, missing, err := catalog.ReadTables(ctx, r.conn, names)
 	if err != nil {
 		return nil, err
 	}
-	pub, _, err := catalog.ReadPublication(ctx, r.conn, publication)
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("table %s is missing, or may not be read", missing[0])
+	}
+	pub, found, err := catalog.ReadPublication(ctx, r.conn, publication)
 	if err != nil {
 		return nil, err
+	}
+	if !found {
+		return nil, fmt.Errorf("publication %s is missing", publication)
 	}
 	var out []Table
 	for _, t := range tables {
 		published, ok := pub.Table(t.Name)
 		if !ok {
-			continue
+			return nil, fmt.Errorf("publication %s does not hold table %s", publication, t.Name)
 		}
 		rel := &wal.Relation{ID: t.OID, Schema: t.Schema, Name: t.Table, Identity: t.Identity}
 		var casts []string
