@@ -1,0 +1,99 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// TestMain builds the program once; its path is in BILLHOOK_E2E_BIN.
+func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+
+func buildAndRun(m *testing.M) int {
+	if os.Getenv("BILLHOOK_E2E_BIN") != "" {
+		return m.Run()
+	}
+	dir, err := os.MkdirTemp("", "billhook-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	bin := filepath.Join(dir, "billhook")
+	args := []string{"build", "-o", bin}
+	cgo := "CGO_ENABLED=0"
+	if os.Getenv("BILLHOOK_E2E_RACE") != "" {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	build := exec.Command("go", append(args, "./cmd/billhook")...)
+	build.Dir = filepath.Join("..", "..")
+	build.Env = append(os.Environ(), cgo)
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
+		return 1
+	}
+	if err := os.Setenv("BILLHOOK_E2E_BIN", bin); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// scaled multiplies by BILLHOOK_E2E_SCALE.
+func scaled(t testing.TB, n int) int {
+	t.Helper()
+	text := os.Getenv("BILLHOOK_E2E_SCALE")
+	if text == "" {
+		return n
+	}
+	by, err := strconv.ParseFloat(text, 64)
+	if err != nil || by <= 0 {
+		t.Fatalf("BILLHOOK_E2E_SCALE=%q: want a number above 0", text)
+	}
+	return max(1, int(float64(n)*by))
+}
+
+// eventually waits until f returns "", which says what is still wrong.
+func eventually(t testing.TB, within time.Duration, f func() (wrong string)) {
+	t.Helper()
+	if wrong := waitFor(t, within, f); wrong != "" {
+		t.Fatalf("after %s: %s", within, wrong)
+	}
+}
+
+// waitFor is eventually without the verdict: it returns what is wrong at the end.
+func waitFor(t testing.TB, within time.Duration, f func() (wrong string)) string {
+	t.Helper()
+	deadline := time.NewTimer(within)
+	defer deadline.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		wrong := f()
+		if wrong == "" {
+			return ""
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return wrong
+		case <-t.Context().Done():
+			return "the test was called off; " + wrong
+		}
+	}
+}
+
+// pause lets traffic flow for a while. It is no way to wait for anything.
+func pause(t testing.TB, d time.Duration) {
+	t.Helper()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-t.Context().Done():
+	}
+}
