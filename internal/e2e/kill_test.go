@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/billhook/billhook/internal/demo/cluster"
+	"github.com/billhook/billhook/internal/pgtest"
+)
+
+// TestKill kills Billhook ten times under traffic, at random moments, also while
+// it starts; once it is stopped in good order, and once the server crashes. Then
+// what handlers got must be what the ledger expects: nothing missed, each
+// account's events in order, and nothing but repetitions under an equal id.
+func TestKill(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("BILLHOOK_E2E_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("BILLHOOK_E2E_SEED=%d", seed)
+	chance := rand.New(rand.NewPCG(seed, 0))
+
+	pg := pgtest.Start(t, nil)
+	b := newBench(t, pgtest.NewDatabaseOn(t, pg), 50)
+	r, s := newReceiver(t), newScript(t)
+	r.failing.Store(15)
+	r.slow.Store(int64(20 * time.Millisecond))
+	s.failing(t, true)
+	in := b.attach(b.role(), r, s)
+	in.start()
+	in.waitReady()
+	tr := b.traffic(150)
+
+	kills := scaled(t, 10)
+	for i := range kills {
+		pause(t, time.Duration(chance.IntN(900))*time.Millisecond)
+		in.alive()
+		switch i {
+		case kills / 3:
+			if err := pg.Restart(t.Context(), cluster.Immediate); err != nil {
+				t.Fatal(err)
+			}
+			pause(t, time.Duration(chance.IntN(900))*time.Millisecond)
+			in.alive()
+		case kills * 2 / 3:
+			in.stop()
+			in.start()
+			pause(t, time.Duration(chance.IntN(900))*time.Millisecond)
+			in.alive()
+		}
+		in.kill()
+		in.start()
+	}
+	in.waitReady()
+	pause(t, 300*time.Millisecond)
+	tr.stop()
+	b.settled()
+	r.failing.Store(0)
+	s.failing(t, false)
+	b.caughtUp(in, time.Minute)
+	if tr.runs < 2 {
+		t.Error("pgbench did not notice that the server was restarted")
+	}
+
+	expected, n := b.expected()
+	if n < 200 {
+		t.Fatalf("only %d events are expected: this proves little", n)
+	}
+	toReceiver, toScript := r.all(t), s.all(t)
+	t.Logf("%d events; %d requests and %d runs, over %d lives", n, len(toReceiver), len(toScript), in.lives)
+	check(t, "receiver", expected, toReceiver, mayRepeat)
+	check(t, "script", expected, toScript, mayRepeat)
+	sameIDs(t, toReceiver, toScript)
+
+	// Each execution has ended once, whatever it took.
+	if done := in.executions()["succeeded"]; done != 2*n {
+		t.Errorf("%d executions have succeeded, want %d", done, 2*n)
+	}
+	in.stop()
+}
+
+// sameIDs fails the test unless both handlers know the same events by the same
+// ids and bodies.
+func sameIDs(t testing.TB, a, b []arrival) {
+	t.Helper()
+	bodies := map[string]string{}
+	for _, x := range a {
+		bodies[x.id] = x.body
+	}
+	seen := map[string]bool{}
+	for _, x := range b {
+		seen[x.id] = true
+		if bodies[x.id] != x.body {
+			t.Errorf("event %s is\n\t%s\nto one handler and\n\t%s\nto the other", x.id, bodies[x.id], x.body)
+		}
+	}
+	if len(seen) != len(bodies) {
+		t.Errorf("%d ids at one handler, %d at the other", len(bodies), len(seen))
+	}
+}
