@@ -110,9 +110,9 @@ type App struct {
 
 // New opens the journal, makes the handlers and attaches to the database. After
 // an error nothing stays open.
-func New(ctx context.Context, l *Loaded) (a *App, err error) {
+func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	c := l.Config
-	a = &App{loaded: l, log: l.Options.Logger}
+	a := &App{loaded: l, log: l.Options.Logger}
 	if a.log == nil {
 		a.log = Logger(c.Log)
 	}
@@ -139,7 +139,7 @@ func New(ctx context.Context, l *Loaded) (a *App, err error) {
 	a.listener = l.Options.Listener
 	if a.listener == nil {
 		if a.listener, err = web.Listen(c.HTTP.Listen, access); err != nil {
-			return nil, err
+			return nil, cannotListen(c, err)
 		}
 	}
 	undo = append(undo, func() { _ = a.listener.Close() })
@@ -157,6 +157,7 @@ func New(ctx context.Context, l *Loaded) (a *App, err error) {
 		}
 	})
 
+	undoJournal := journalUndo(c.Journal.Path)
 	a.journal, err = journal.Open(journal.Options{
 		Path: c.Journal.Path, Retention: c.Journal.Retention,
 		Logger: a.log, Registerer: registry,
@@ -164,6 +165,10 @@ func New(ctx context.Context, l *Loaded) (a *App, err error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	position, attached := a.journal.Position()
+	if !attached {
+		undo = append(undo, undoJournal) // after Close: no one else had the folder
 	}
 	undo = append(undo, func() { _ = a.journal.Close() })
 
@@ -174,7 +179,6 @@ func New(ctx context.Context, l *Loaded) (a *App, err error) {
 		return nil, err
 	}
 
-	position, attached := a.journal.Position()
 	if attached && (position.Slot != c.Source.Slot || position.Publication != c.Source.Publication) {
 		return nil, c.At("source.slot").Problem(
 			fmt.Sprintf("the journal in %s belongs to slot %q and publication %q, not to %q and %q", c.Journal.Path, position.Slot, position.Publication, c.Source.Slot, c.Source.Publication),
@@ -194,15 +198,15 @@ func New(ctx context.Context, l *Loaded) (a *App, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = a.attach(ctx, attached); err != nil {
-		return nil, err
-	}
-
 	a.intake, err = intake.New(intake.Options{
 		Journal: a.journal, Mapping: l.Mapping, Plan: a.plan, Wants: a.wants, Types: eventTypes(c),
 		Confirm: a.client.Confirm, Logger: a.log, Registerer: registry,
 	})
 	if err != nil {
+		return nil, err
+	}
+	// The last that can fail: what it makes in the database is not taken back later.
+	if err = a.attach(ctx, attached); err != nil {
 		return nil, err
 	}
 	owned = true
@@ -216,21 +220,13 @@ func New(ctx context.Context, l *Loaded) (a *App, err error) {
 	return a, nil
 }
 
-// attach checks the database before anything runs. On the first attach every
-// failure ends the start, so that whoever attaches sees it. Later a database that
-// is away, or a slot that another instance has, is waited for: handlers go on.
-func (a *App) attach(ctx context.Context, attached bool) error {
-	session, err := a.client.Attach(ctx)
-	if err == nil {
-		a.log.Info("attached", "database", session.Database, "server", session.ServerVersion, "slot", session.Slot, "slot_created", session.SlotCreated, "lsn", session.Start)
-		return nil
+// cannotListen words why the HTTP face has no address.
+func cannotListen(c *config.Billhook, err error) error {
+	var op *net.OpError
+	if !errors.As(err, &op) {
+		return err
 	}
-	var e *replication.Error
-	if errors.As(err, &e) && (e.Class == replication.Wait && (a.loaded.Options.Standby || attached) || e.Class == replication.Transient && attached) {
-		a.log.Warn("cannot attach yet, waiting", "err", err)
-		return nil
-	}
-	return err
+	return c.At("http.listen").Problem(fmt.Sprintf("cannot listen on %s: %v", c.HTTP.Listen, op.Err), "choose another address, or end the process that has this one")
 }
 
 // Address is where the HTTP face listens.

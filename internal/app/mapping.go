@@ -187,7 +187,7 @@ func (p *problems) balance(b *config.Billhook, at string, c *config.Balance) *bi
 // rules translates one of the user's own events. A threshold with a way back is
 // two rules.
 func (p *problems) rules(b *config.Billhook, name string, e config.Event) []billing.Rule {
-	at := "events." + name
+	at := "events[" + name + "]"
 	r := billing.Rule{Event: event.Type(name), Entity: e.Entity, Test: billing.Test{When: p.condition(e.When), Changes: slices.Clone(e.Changes)}}
 	for _, op := range e.On {
 		switch op {

@@ -104,6 +104,52 @@ func (r *Reader) Tables(ctx context.Context, names []catalog.Name, publication s
 	return out, nil
 }
 
+// Source is what a database has of what a mapping names.
+type Source struct {
+	Database, Role string
+	Tables         []catalog.Table
+	Missing        []catalog.Name
+	Closed         []string             // schemas of those tables that the role may not use
+	Publication    *catalog.Publication // nil: there is none of that name
+	Slot           *catalog.Slot        // nil: there is none of that name
+}
+
+// Look reads the catalogs. It changes nothing.
+func (r *Reader) Look(ctx context.Context, names []catalog.Name, slot, publication string) (s Source, err error) {
+	if err := r.conn.QueryRow(ctx, "SELECT current_database()::text, current_user::text").Scan(&s.Database, &s.Role); err != nil {
+		return s, fmt.Errorf("read the session: %w", err)
+	}
+	if s.Tables, s.Missing, err = catalog.ReadTables(ctx, r.conn, names); err != nil {
+		return s, err
+	}
+	schemas := make([]string, len(names))
+	for i, n := range names {
+		schemas[i] = n.Schema
+	}
+	rows, err := r.conn.Query(ctx, "SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname = ANY($1) AND NOT pg_catalog.has_schema_privilege(oid, 'USAGE')", schemas)
+	if err == nil {
+		s.Closed, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return s, fmt.Errorf("read the schemas' privileges: %w", err)
+	}
+	p, found, err := catalog.ReadPublication(ctx, r.conn, publication)
+	if err != nil {
+		return s, err
+	}
+	if found {
+		s.Publication = &p
+	}
+	sl, found, err := catalog.ReadSlot(ctx, r.conn, slot)
+	if err != nil {
+		return s, err
+	}
+	if found {
+		s.Slot = &sl
+	}
+	return s, nil
+}
+
 // Read returns at most limit rows whose key is above after, in the order of the
 // key columns; a nil after starts at the first. Only the wanted columns are read,
 // the others are Unknown. Fewer rows than limit are the table's last.
