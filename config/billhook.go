@@ -52,7 +52,7 @@ type Source struct {
 	// Publication is the name of the publication.
 	Publication string `yaml:"publication,omitempty"`
 	// Create allows Billhook to create the publication and the slot where they are
-	// missing on the first attach. With false the DBA creates them; `billhook sql`
+	// missing on the first attach. With false the DBA creates them; `billhook check`
 	// prints how.
 	Create bool `yaml:"create"`
 	// Failover makes the slot one that standbys keep (Postgres 17 and later).

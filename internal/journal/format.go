@@ -108,7 +108,7 @@ func openFolder(fsys vfs.FS, path string) (_ *folder, err error) {
 	}
 	if !stamped && foreign != "" {
 		if foreign == storeDir {
-			return nil, fmt.Errorf("%w: journal %s has a store but its %s file is missing; restore the whole folder from a backup, or set journal.path to an empty folder and run billhook reconcile", ErrDamaged, path, stampFile)
+			return nil, fmt.Errorf("%w: journal %s has a store but its %s file is missing; restore the whole folder from a backup, or set journal.path to an empty folder", ErrDamaged, path, stampFile)
 		}
 		return nil, fmt.Errorf("%s is not a journal: it holds %q; set journal.path to an empty or new folder", path, foreign)
 	}
@@ -133,11 +133,11 @@ func openFolder(fsys vfs.FS, path string) (_ *folder, err error) {
 			return nil, f.refused("read "+stampFile, err)
 		}
 		if f.stamp, err = parseStamp(text); err != nil {
-			return nil, fmt.Errorf("%w: %s in journal %s: %w; restore the folder from a backup, or set journal.path to an empty folder and run billhook reconcile", ErrDamaged, stampFile, path, err)
+			return nil, fmt.Errorf("%w: %s in journal %s: %w; restore the folder from a backup, or set journal.path to an empty folder", ErrDamaged, stampFile, path, err)
 		}
 	}
 	if f.stamp.format != formatVersion {
-		return nil, fmt.Errorf("%w: journal %s has format %d, this billhook reads format %d; run the billhook that wrote it, or set journal.path to an empty folder and run billhook reconcile", ErrFormat, path, f.stamp.format, formatVersion)
+		return nil, fmt.Errorf("%w: journal %s has format %d, this billhook reads format %d; run the billhook that wrote it, or set journal.path to an empty folder", ErrFormat, path, f.stamp.format, formatVersion)
 	}
 	if err := f.replace(ownerFile, fmt.Sprintf("%d\n", syscall.Getpid())); err != nil {
 		return nil, f.refused("write the folder", err)

@@ -217,7 +217,7 @@ func (j *Journal) open() error {
 	switch {
 	case err == nil:
 	case errors.Is(err, pebble.ErrDBDoesNotExist):
-		return fmt.Errorf("%w: the store of journal %s is gone; restore the folder from a backup, or set journal.path to an empty folder and run billhook reconcile", ErrDamaged, j.o.Path)
+		return fmt.Errorf("%w: the store of journal %s is gone; restore the folder from a backup, or set journal.path to an empty folder", ErrDamaged, j.o.Path)
 	case pebble.IsCorruptionError(err), j.abandoned.Load():
 		return j.beyondRepair(err)
 	default:
@@ -247,7 +247,7 @@ func (j *Journal) open() error {
 }
 
 func (j *Journal) beyondRepair(err error) error {
-	return fmt.Errorf("%w: journal %s: %w; restore the folder from a backup, or move it away and run billhook reconcile", ErrDamaged, j.o.Path, err)
+	return fmt.Errorf("%w: journal %s: %w; restore the folder from a backup, or move it away", ErrDamaged, j.o.Path, err)
 }
 
 // openStore opens Pebble. It reports a panic on damaged files as an error.

@@ -168,10 +168,10 @@ func (c *Client) identify(ctx context.Context, conn *pgx.Conn, want Position) (*
 		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is another database cluster (system identifier %s) than the journal was filled from (%s); correct source.dsn, or start with a new journal", c.target.address, system.SystemID, want.SystemID)
 	}
 	if want.Timeline != 0 && want.Timeline != timeline {
-		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore, and the same positions may mean other transactions; run `billhook reconcile` to find what was missed and go on from there", c.target.address, timeline, want.Timeline)
+		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore, and the same positions may mean other transactions; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline)
 	}
 	if want.LSN > server.Current {
-		return nil, server, fatal(ReasonAhead, "the journal is at %s, but the server at %s only at %s: the database was put back to an earlier state; run `billhook reconcile` to go on from there", want.LSN, c.target.address, server.Current)
+		return nil, server, fatal(ReasonAhead, "the journal is at %s, but the server at %s only at %s: the database was put back to an earlier state; start again with an empty journal folder to go on from here; what was committed in between makes no events", want.LSN, c.target.address, server.Current)
 	}
 	return &Session{
 		SystemID: system.SystemID, Timeline: timeline, Database: server.Database, ServerVersion: server.VersionNum,
@@ -203,11 +203,11 @@ func (c *Client) checkSlot(ctx context.Context, conn *pgx.Conn, server catalog.S
 		if why == "" {
 			why = "it fell too far behind: max_slot_wal_keep_size"
 		}
-		return slot, fatal(ReasonSlotLost, "replication slot %q is lost, the server has removed WAL that it needs (%s); drop it, start again with a new one and run `billhook reconcile` for what was missed", slot.Name, why)
+		return slot, fatal(ReasonSlotLost, "replication slot %q is lost, the server has removed WAL that it needs (%s); drop it, start again with a new one, with an empty journal folder; what was committed in between makes no events", slot.Name, why)
 	case slot.ConfirmedFlush.IsZero() && !slot.Active:
 		return slot, fatal(ReasonSlotUnfit, "replication slot %q was never finished by whoever made it; drop it: SELECT pg_drop_replication_slot('%s')", slot.Name, slot.Name)
 	case !want.LSN.IsZero() && slot.ConfirmedFlush > max(want.LSN, c.confirmed()):
-		return slot, fatal(ReasonGap, "transactions are missing: the journal ends at %s, but slot %q has moved on to %s, so what was committed between the two will not be sent; if somebody advanced the slot or the journal is an old copy, run `billhook reconcile` to find what was missed and go on from there", max(want.LSN, c.confirmed()), slot.Name, slot.ConfirmedFlush)
+		return slot, fatal(ReasonGap, "transactions are missing: the journal ends at %s, but slot %q has moved on to %s, so what was committed between the two will not be sent; if somebody advanced the slot or the journal is an old copy, start again with an empty journal folder to go on from here; what was committed in between makes no events", max(want.LSN, c.confirmed()), slot.Name, slot.ConfirmedFlush)
 	}
 	return slot, nil
 }

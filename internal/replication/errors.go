@@ -132,7 +132,7 @@ func (t target) classifyState(pe *pgconn.PgError) *Error {
 	case "3D000":
 		return fatal(ReasonDatabaseMissing, "database %q is not on the server at %s; check source.dsn", t.database, t.address)
 	case "42501":
-		return fatal(ReasonPrivilege, "role %q lacks a privilege: %s; `billhook sql` prints the grants it needs", t.user, server)
+		return fatal(ReasonPrivilege, "role %q lacks a privilege: %s; `billhook check` says what to grant", t.user, server)
 	case "42704": // undefined_object: from the output plugin it is the publication
 		if pe.Routine == "get_publication_by_name" || pe.Routine == "GetPublicationByName" || strings.Contains(pe.Message, "publication") {
 			return t.publicationUnseen()
@@ -142,7 +142,7 @@ func (t target) classifyState(pe *pgconn.PgError) *Error {
 		if strings.Contains(pe.Message, "wal_level") {
 			return walLevel(server)
 		}
-		return fatal(ReasonSlotLost, "replication slot %q cannot be read any more: %s; drop it, start again with a new one and run `billhook reconcile` for what was missed", t.slot, server)
+		return fatal(ReasonSlotLost, "replication slot %q cannot be read any more: %s; drop it, start again with a new one, with an empty journal folder; what was committed in between makes no events", t.slot, server)
 	case "53400": // configuration_limit_exceeded
 		return fatal(ReasonServerUnfit, "%s; raise max_replication_slots (needs a restart) or drop a slot that nobody uses", server)
 	case "53300":
@@ -156,13 +156,13 @@ func (t target) classifyState(pe *pgconn.PgError) *Error {
 }
 
 func (t target) slotMissing() *Error {
-	return fatal(ReasonSlotMissing, "replication slot %q does not exist; changes since it went are not in the WAL that a new one would send: make a new one and run `billhook reconcile` for what was missed", t.slot)
+	return fatal(ReasonSlotMissing, "replication slot %q does not exist; changes since it went are not in the WAL that a new one would send: make a new one, with an empty journal folder; what was committed in between makes no events", t.slot)
 }
 
 // publicationUnseen is for a publication that did not exist at the WAL position
 // that is to be decoded. That never heals.
 func (t target) publicationUnseen() *Error {
-	return fatal(ReasonPublicationMissing, "publication %q does not exist at the position the slot has reached: it was dropped, or made after the slot; drop slot %q, start again with publication before slot and run `billhook reconcile` for what was missed", t.publication, t.slot)
+	return fatal(ReasonPublicationMissing, "publication %q does not exist at the position the slot has reached: it was dropped, or made after the slot; drop slot %q, start again with publication before slot, with an empty journal folder; what was committed in between makes no events", t.publication, t.slot)
 }
 
 func walLevel(have string) *Error {

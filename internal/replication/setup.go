@@ -39,9 +39,9 @@ func (c *Client) preparePublication(ctx context.Context, conn *pgx.Conn, session
 	if !want.IsZero() {
 		switch {
 		case !found:
-			return fatal(ReasonPublicationMissing, "publication %q is gone; what was changed since cannot be sent to slot %q any more: make the publication again, then drop the slot, start with a new one and run `billhook reconcile` for what was missed", c.options.Publication, c.options.Slot)
+			return fatal(ReasonPublicationMissing, "publication %q is gone; what was changed since cannot be sent to slot %q any more: make the publication again, then drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", c.options.Publication, c.options.Slot)
 		case want.PublicationOID != 0 && want.PublicationOID != publication.OID:
-			return fatal(ReasonPublicationMissing, "publication %q was dropped and made again; what was changed in between cannot be sent to slot %q any more: drop the slot, start with a new one and run `billhook reconcile` for what was missed", c.options.Publication, c.options.Slot)
+			return fatal(ReasonPublicationMissing, "publication %q was dropped and made again; what was changed in between cannot be sent to slot %q any more: drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", c.options.Publication, c.options.Slot)
 		}
 	}
 	first := c.State().Session == nil

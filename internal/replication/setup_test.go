@@ -102,7 +102,7 @@ func TestAttachRefusals(t *testing.T) {
 		},
 		{
 			"no replication privilege", func(o *Options) { o.DSN = plain },
-			Fatal, ReasonPrivilege, "role \"*\" lacks a privilege: must be superuser or replication role to start walsender; `billhook sql` prints the grants it needs",
+			Fatal, ReasonPrivilege, "role \"*\" lacks a privilege: must be superuser or replication role to start walsender; `billhook check` says what to grant",
 		},
 		{
 			"may not create the publication", func(o *Options) { o.DSN = replicating },
@@ -214,7 +214,7 @@ func TestSlotRefusals(t *testing.T) {
 	t.Run("slot dropped", func(t *testing.T) {
 		db, o := attached(t)
 		db.Exec(t, "SELECT pg_drop_replication_slot($1)", db.Name)
-		expectError(t, attachError(t, o), Fatal, ReasonSlotMissing, "replication slot \"*\" does not exist; *run `billhook reconcile` for what was missed")
+		expectError(t, attachError(t, o), Fatal, ReasonSlotMissing, "replication slot \"*\" does not exist; *what was committed in between makes no events")
 		if n := pgtest.Value[int](t, db, "SELECT count(*)::int FROM pg_replication_slots WHERE slot_name = $1", db.Name); n != 0 {
 			t.Error("the slot was made anew")
 		}
