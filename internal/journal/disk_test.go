@@ -227,8 +227,17 @@ func TestDiskFull(t *testing.T) {
 	b.Discard()
 	fs.free.Store(1 << 40)
 	r := <-done
-	if errors.Is(r.err, ErrDiskFull) { // the traffic itself met the refusal
-		_, r.err = traffic(j, r.acked+1, 200-r.acked)
+	for errors.Is(r.err, ErrDiskFull) { // until the write that waits has found the space
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal(r.err)
+		}
+		if acked, err := traffic(j, r.acked+1, 200-r.acked); acked > 0 {
+			r = result{acked, err}
+		} else {
+			r.err = err
+		}
 	}
 	if r.err != nil {
 		t.Fatal(r.err)
