@@ -13,9 +13,9 @@ func TestCache(t *testing.T) {
 		store := make(map[string]string)
 		r := rand.New(rand.NewPCG(3, uint64(size)))
 		hits := 0
-		for i := range 200_000 {
+		for i := range 50_000 {
 			key := fmt.Sprint(r.IntN(3000))
-			if i%50_000 == 49_999 {
+			if i%15_000 == 14_999 {
 				c.forget()
 			}
 			switch r.IntN(4) {

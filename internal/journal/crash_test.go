@@ -296,9 +296,9 @@ func TestKilled(t *testing.T) {
 		child(path)
 		return
 	}
-	rounds := 8
+	rounds := 5
 	if testing.Short() {
-		rounds = 3
+		rounds = 2
 	}
 	path := t.TempDir() + "/j"
 	last := 0
@@ -316,7 +316,7 @@ func TestKilled(t *testing.T) {
 		}
 		acked := last
 		lines := bufio.NewScanner(out)
-		for n, kill := 0, 20+r.IntN(400); lines.Scan(); n++ {
+		for n, kill := 0, 20+r.IntN(200); lines.Scan(); n++ {
 			if v, ok := strings.CutPrefix(lines.Text(), "acked "); ok {
 				acked, _ = strconv.Atoi(v)
 			}

@@ -39,7 +39,8 @@ type disk struct {
 	noSpace func(path string, since time.Duration) // a write is waiting
 	quit    chan struct{}                          // closed by release
 	once    sync.Once
-	shadow  *vfs.MemFS // the tables of a frozen disk
+	shadow  *vfs.MemFS    // the tables of a frozen disk
+	retry   time.Duration // after a table could not be written
 
 	armed   atomic.Bool
 	frozen  atomic.Bool
@@ -53,7 +54,7 @@ const (
 )
 
 func newDisk(fs vfs.FS, failed func(error), noSpace func(string, time.Duration)) *disk {
-	return &disk{FS: fs, failed: failed, noSpace: noSpace, quit: make(chan struct{}), shadow: vfs.NewMem()}
+	return &disk{FS: fs, failed: failed, noSpace: noSpace, quit: make(chan struct{}), shadow: vfs.NewMem(), retry: tableRetry}
 }
 
 func (d *disk) arm() { d.armed.Store(true) }
@@ -121,22 +122,22 @@ func isTable(path string) bool {
 // tableError slows down the error of a table's file.
 func (d *disk) tableError(err error) error {
 	if d.armed.Load() && !d.frozen.Load() {
-		d.pause(tableRetry)
+		d.pause(d.retry)
 	}
 	return err
 }
 
 var errFrozen = errors.New("the journal is stopped")
 
-// isCompaction tells a compaction from a flush by what Pebble calls its writes.
-func isCompaction(c vfs.DiskWriteCategory) bool { return strings.Contains(string(c), "compaction") }
+// isFlush tells a flush from a compaction by what Pebble calls its writes.
+func isFlush(c vfs.DiskWriteCategory) bool { return strings.Contains(string(c), "flush") }
 
 // unreal makes a file on a frozen disk.
 func (d *disk) unreal(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	switch {
 	case !isTable(name):
 		return d.wrap(name, vfs.NewMemFile(nil)), nil
-	case isCompaction(c):
+	case !isFlush(c):
 		<-d.quit
 		return nil, errFrozen
 	}

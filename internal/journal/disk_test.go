@@ -49,7 +49,7 @@ func traffic(j *Journal, first, n int) (acked int, err error) {
 // process lives, the journal says that it stopped or goes on, and what it
 // acknowledged is there when it is opened again.
 func TestDiskError(t *testing.T) {
-	const transactions = 40
+	const transactions = 25
 	run := func(k int64) (ops int64) {
 		fs := vfs.NewCrashableMem()
 		var n atomic.Int64
@@ -68,6 +68,7 @@ func TestDiskError(t *testing.T) {
 			t.Fatal(err)
 		}
 		on.Store(true)
+		j.disk.retry = time.Millisecond
 		acked, err := traffic(j, 1, transactions)
 		switch {
 		case err == nil && acked == transactions:
@@ -106,9 +107,9 @@ func TestDiskError(t *testing.T) {
 		return n.Load()
 	}
 	ops := run(-1)
-	step := max(1, ops/60)
+	step := max(1, ops/25)
 	if testing.Short() {
-		step = max(1, ops/15)
+		step = max(1, ops/8)
 	}
 	t.Logf("%d operations", ops)
 	for k := int64(1); k <= ops; k += step {
@@ -128,6 +129,11 @@ func (l *limited) GetDiskUsage(string) (vfs.DiskUsage, error) {
 
 func (l *limited) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	f, err := l.FS.Create(name, c)
+	return &limitedFile{f, l}, err
+}
+
+func (l *limited) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := l.FS.ReuseForWrite(oldname, newname, c)
 	return &limitedFile{f, l}, err
 }
 
@@ -221,8 +227,17 @@ func TestDiskFull(t *testing.T) {
 	b.Discard()
 	fs.free.Store(1 << 40)
 	r := <-done
-	if errors.Is(r.err, ErrDiskFull) { // the traffic itself met the refusal
-		_, r.err = traffic(j, r.acked+1, 200-r.acked)
+	for errors.Is(r.err, ErrDiskFull) { // until the write that waits has found the space
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal(r.err)
+		}
+		if acked, err := traffic(j, r.acked+1, 200-r.acked); acked > 0 {
+			r = result{acked, err}
+		} else {
+			r.err = err
+		}
 	}
 	if r.err != nil {
 		t.Fatal(r.err)
@@ -246,8 +261,10 @@ func TestCloseOnFullDisk(t *testing.T) {
 		n, _ := traffic(j, 1, 10_000)
 		acked <- n
 	}()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
 	for !j.disk.full() {
-		time.Sleep(time.Millisecond) // until the disk is full
+		<-tick.C
 	}
 	if err := j.Close(); err != nil && !errors.Is(err, ErrStopped) {
 		t.Fatal(err)

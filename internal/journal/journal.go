@@ -24,6 +24,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/billhook/billhook/internal/event"
@@ -97,6 +98,7 @@ const (
 	defaultBucket      = 4 << 20
 	memTableSize       = 16 << 20
 	maxBucketAge       = 7 * 24 * time.Hour
+	flushTimeout       = 10 * time.Second
 	minBucketAge       = time.Hour
 )
 
@@ -200,6 +202,7 @@ func Open(o Options) (*Journal, error) {
 		return nil, err
 	}
 	if err := j.open(); err != nil {
+		j.disk.release()
 		if j.db != nil && !j.abandoned.Load() {
 			err = errors.Join(err, j.db.Close())
 		}
@@ -213,14 +216,14 @@ func Open(o Options) (*Journal, error) {
 
 func (j *Journal) open() error {
 	fresh := j.folder.fresh()
-	err := j.openStore(!fresh)
-	switch {
-	case err == nil:
-	case errors.Is(err, pebble.ErrDBDoesNotExist):
-		return fmt.Errorf("%w: the store of journal %s is gone; restore the folder from a backup, or set journal.path to an empty folder", ErrDamaged, j.o.Path)
-	case pebble.IsCorruptionError(err), j.abandoned.Load():
-		return j.beyondRepair(err)
-	default:
+	if err := j.openStore(!fresh); err != nil {
+		var errno syscall.Errno
+		switch {
+		case errors.Is(err, pebble.ErrDBDoesNotExist):
+			return j.beyondRepair(errors.New("the store is gone"))
+		case !fresh && !(errors.As(err, &errno) && errno != syscall.ENOENT):
+			return j.beyondRepair(err)
+		}
 		return j.folder.refused("open the store", err)
 	}
 	if fresh {
@@ -238,15 +241,15 @@ func (j *Journal) open() error {
 		}
 	}
 	if err := j.load(); err != nil {
-		if j.Err() != nil {
-			return j.Err()
-		}
 		return j.beyondRepair(err)
 	}
 	return nil
 }
 
 func (j *Journal) beyondRepair(err error) error {
+	if errors.Is(err, ErrDamaged) { // the store has said so as it was read
+		return fmt.Errorf("journal %s: %w; restore the folder from a backup, or move it away", j.o.Path, err)
+	}
 	return fmt.Errorf("%w: journal %s: %w; restore the folder from a backup, or move it away", ErrDamaged, j.o.Path, err)
 }
 
@@ -390,9 +393,30 @@ func (j *Journal) Close() error {
 	j.metrics.unwatch()
 	var err error
 	if !j.abandoned.Load() {
+		j.flush()
 		err = j.db.Close()
 	}
 	return errors.Join(j.Err(), err, j.folder.lock.Close())
+}
+
+// flush empties the log of the store into tables. It is for the next Open, which
+// has nothing to replay then, and no end of a log in which damage could pass for
+// a torn write; so it may fail.
+func (j *Journal) flush() {
+	if j.Err() != nil || j.disk.full() {
+		return
+	}
+	flushed, err := j.db.AsyncFlush()
+	if err != nil {
+		return
+	}
+	timeout := time.NewTimer(flushTimeout)
+	defer timeout.Stop()
+	select {
+	case <-flushed:
+	case <-j.failed:
+	case <-timeout.C:
+	}
 }
 
 // enter is the start of every call; leave is its end.

@@ -18,7 +18,7 @@ type overlay struct {
 	table   []uint32 // open addressing: index into entries plus one, 0 is free
 	entries []entry
 	arena   []byte
-	order   []uint32 // scratch
+	order   []uint32 // of entries by key, when as long as entries
 
 	// prefixes were deleted, in this order, before any live entry they cover:
 	// deletePrefix turns the entries it finds into deletions.
@@ -62,7 +62,7 @@ func (o *overlay) reset() {
 		return
 	}
 	clear(o.table)
-	o.entries, o.arena, o.prefixes = o.entries[:0], o.arena[:0], nil
+	o.entries, o.arena, o.order, o.prefixes = o.entries[:0], o.arena[:0], o.order[:0], nil
 	o.mark.gen, o.mark.entries, o.mark.prefixes, o.mark.undo = 0, 0, 0, o.mark.undo[:0]
 }
 
@@ -185,16 +185,18 @@ func (o *overlay) grow() {
 }
 
 // changes are all entries as they are now, in the order of keys: the store takes
-// sorted keys in half the time.
+// sorted keys in less time.
 func (o *overlay) changes() iter.Seq[change] {
 	return func(yield func(change) bool) {
-		o.order = o.order[:0]
-		for i := range o.entries {
-			o.order = append(o.order, uint32(i))
+		if len(o.order) != len(o.entries) {
+			o.order = o.order[:0]
+			for i := range o.entries {
+				o.order = append(o.order, uint32(i))
+			}
+			slices.SortFunc(o.order, func(a, b uint32) int {
+				return bytes.Compare(o.keyOf(&o.entries[a]), o.keyOf(&o.entries[b]))
+			})
 		}
-		slices.SortFunc(o.order, func(a, b uint32) int {
-			return bytes.Compare(o.keyOf(&o.entries[a]), o.keyOf(&o.entries[b]))
-		})
 		for _, i := range o.order {
 			e := &o.entries[i]
 			v, ok := o.slice(e.val, e.valLen)

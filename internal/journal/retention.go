@@ -7,8 +7,8 @@ import (
 )
 
 // Expire drops what retention no longer keeps: whole buckets, of which every
-// execution is final and the last became so Options.Retention ago, and while the
-// store is larger than Options.MaxSize, the oldest ones whose executions are
+// execution is final and the last became so Options.Retention ago, and while what
+// is left is larger than Options.MaxSize, the oldest ones whose executions are
 // final. It returns the number of executions it dropped. Call it now and then;
 // each bucket costs one range deletion, and the disk gets its space back by and
 // by.
@@ -17,19 +17,9 @@ func (j *Journal) Expire(ctx context.Context) (int64, error) {
 		return 0, err
 	}
 	defer j.leave()
-	var excess uint64
-	if j.o.MaxSize > 0 {
-		if size := j.db.Metrics().DiskSpaceUsage(); size > j.o.MaxSize {
-			excess = size - j.o.MaxSize
-		}
-		// A bucket can only go when the next one has begun.
-		size, err := j.bucketSize(j.buckets.Load().current())
-		if err != nil {
-			return 0, err
-		}
-		if size > j.o.MaxSize/16 {
-			j.rollNext.Store(true)
-		}
+	excess, err := j.excess()
+	if err != nil {
+		return 0, err
 	}
 	var dropped int64
 	for _, bk := range *j.buckets.Load() {
@@ -44,6 +34,31 @@ func (j *Journal) Expire(ctx context.Context) (int64, error) {
 		excess -= min(size, excess)
 	}
 	return dropped, nil
+}
+
+// excess returns by how many bytes the store is larger than it may be. It counts
+// what is kept, not what is dropped and still to be compacted away: else the next
+// call would drop more on account of it.
+func (j *Journal) excess() (uint64, error) {
+	if j.o.MaxSize == 0 {
+		return 0, nil
+	}
+	total, err := j.db.EstimateDiskUsage([]byte{spaceMemory}, []byte{spaceMemory + 1})
+	if err != nil {
+		return 0, err
+	}
+	var size uint64
+	for _, bk := range *j.buckets.Load() {
+		if size, err = j.bucketSize(bk); err != nil {
+			return 0, err
+		}
+		total += size
+	}
+	// A bucket can only go when the next one has begun.
+	if size > j.o.MaxSize/16 {
+		j.rollNext.Store(true)
+	}
+	return total - min(total, j.o.MaxSize), nil
 }
 
 // expire drops one bucket if it may go, and returns how many executions it held
