@@ -18,6 +18,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -138,8 +139,8 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	}
 	a.listener = l.Options.Listener
 	if a.listener == nil {
-		if a.listener, err = web.Listen(c.HTTP.Listen, access); err != nil {
-			return nil, cannotListen(c, err)
+		if a.listener, err = listen(ctx, c, access); err != nil {
+			return nil, err
 		}
 	}
 	undo = append(undo, func() { _ = a.listener.Close() })
@@ -220,13 +221,30 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	return a, nil
 }
 
-// cannotListen words why the HTTP face has no address.
-func cannotListen(c *config.Billhook, err error) error {
-	var op *net.OpError
-	if !errors.As(err, &op) {
-		return err
+// listenPatience is how long an address that is in use is tried again: a process
+// that was killed in the middle of starting a script leaves its address in use for
+// some milliseconds.
+const listenPatience = time.Second
+
+// listen opens the address of the HTTP face.
+func listen(ctx context.Context, c *config.Billhook, access []web.Credential) (net.Listener, error) {
+	for deadline := time.Now().Add(listenPatience); ; {
+		l, err := web.Listen(c.HTTP.Listen, access)
+		if err == nil {
+			return l, nil
+		}
+		var op *net.OpError
+		if !errors.As(err, &op) {
+			return nil, err
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) || ctx.Err() != nil {
+			return nil, c.At("http.listen").Problem(fmt.Sprintf("cannot listen on %s: %v", c.HTTP.Listen, op.Err), "choose another address, or end the process that has this one")
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+		}
 	}
-	return c.At("http.listen").Problem(fmt.Sprintf("cannot listen on %s: %v", c.HTTP.Listen, op.Err), "choose another address, or end the process that has this one")
 }
 
 // Address is where the HTTP face listens.

@@ -54,6 +54,9 @@ func (a *App) attach(ctx context.Context, attached bool) error {
 		a.log.Info("attached", "database", session.Database, "server", session.ServerVersion, "slot", session.Slot, "slot_created", session.SlotCreated, "lsn", session.Start)
 		return nil
 	}
+	if attached && ctx.Err() != nil {
+		return nil // asked to stop: Run does it in good order
+	}
 	var e *replication.Error
 	if errors.As(err, &e) && (e.Class == replication.Wait && (a.loaded.Options.Standby || attached) || e.Class == replication.Transient && attached) {
 		a.log.Warn("cannot attach yet, waiting", "err", err)

@@ -60,6 +60,7 @@ func install(t testing.TB, dsn, billhookYAML, handlersYAML string) *instance {
 	write(t, in.handlers, handlersYAML)
 	t.Cleanup(func() {
 		in.kill()
+		in.sound()
 		if t.Failed() {
 			t.Logf("billhook's log (%d lives):\n%s", in.lives, tail(in.log, 60))
 		}
@@ -147,7 +148,8 @@ func (in *instance) signal(s syscall.Signal) {
 	}
 }
 
-// stop ends it with SIGTERM; it must end soon and with exit code 0.
+// stop ends it with SIGTERM; it must end soon and with exit code 0, or at once if
+// it has not even begun.
 func (in *instance) stop() {
 	in.t.Helper()
 	in.signal(syscall.SIGTERM)
@@ -163,6 +165,10 @@ func (in *instance) stop() {
 	}
 	err := in.proc.err
 	in.proc = nil
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGTERM {
+		return // before it could ask for the signal
+	}
 	if err != nil {
 		in.t.Fatalf("after SIGTERM: %v", err)
 	}
@@ -192,6 +198,21 @@ func (in *instance) waitReady() {
 		}
 		return ""
 	})
+}
+
+// sound fails the test if a life ended in a panic, or the race detector found
+// something.
+func (in *instance) sound() {
+	in.t.Helper()
+	b, err := os.ReadFile(in.log)
+	if err != nil {
+		return // it never ran
+	}
+	for _, sign := range []string{"panic: ", "fatal error: ", "WARNING: DATA RACE"} {
+		if i := bytes.Index(b, []byte(sign)); i >= 0 {
+			in.t.Errorf("in billhook's log:\n%s", b[i:min(len(b), i+4000)])
+		}
+	}
 }
 
 func (in *instance) get(path string) (code int, body []byte, err error) {

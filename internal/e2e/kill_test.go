@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func TestKill(t *testing.T) {
 	in := b.attach(b.role(), r, s)
 	in.start()
 	in.waitReady()
-	tr := b.traffic(150)
+	tr := b.traffic(300)
 
 	kills := scaled(t, 10)
 	for i := range kills {
@@ -83,6 +84,46 @@ func TestKill(t *testing.T) {
 	if done := in.executions()["succeeded"]; done != 2*n {
 		t.Errorf("%d executions have succeeded, want %d", done, 2*n)
 	}
+	in.stop()
+}
+
+// TestKillWhileAttaching kills Billhook again and again while it attaches for the
+// first time: while it makes publication, slot and journal, and while it fills its
+// memory. Nothing has to be put right by hand, and then nothing is missed.
+func TestKillWhileAttaching(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.NewDatabase(t), 0)
+	r, s := newReceiver(t), newScript(t)
+	in := b.attach(b.db.DSN, r, s) // as superuser, who may make the publication
+	for range scaled(t, 12) {
+		in.start()
+		select {
+		case <-in.proc.ended:
+			// The server may not have noticed yet that the one before is dead.
+			if log := tail(in.log, 1); !strings.Contains(log, "is in use by") {
+				t.Fatalf("%v: %s", in.proc.err, log)
+			}
+		case <-time.After(rand.N(600 * time.Millisecond)):
+		}
+		in.kill()
+	}
+	eventually(t, 30*time.Second, func() string {
+		in.start()
+		select {
+		case <-in.proc.ended:
+			in.kill()
+			return tail(in.log, 1)
+		case <-time.After(time.Second):
+			return ""
+		}
+	})
+	in.waitReady()
+	b.run(scaled(t, 200), 200)
+	b.caughtUp(in, 30*time.Second)
+	expected, n := b.expected()
+	t.Logf("%d events after %d lives", n, in.lives)
+	check(t, "receiver", expected, r.all(t), once)
+	check(t, "script", expected, s.all(t), once)
 	in.stop()
 }
 

@@ -1,17 +1,32 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
 )
 
-// TestMain builds the program once; its path is in BILLHOOK_E2E_BIN.
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+// TestMain builds the program once; its path is in BILLHOOK_E2E_BIN. The tests
+// spend most of their time letting traffic flow, so more of them run at once than
+// there are cores, unless -parallel says otherwise.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(buildAndRun(m))
+}
 
 func buildAndRun(m *testing.M) int {
 	if os.Getenv("BILLHOOK_E2E_BIN") != "" {

@@ -190,9 +190,12 @@ func newScript(t testing.TB) *script {
 	t.Helper()
 	dir := t.TempDir()
 	s := &script{path: filepath.Join(dir, "told"), log: filepath.Join(dir, "log"), fail: filepath.Join(dir, "fail")}
-	// One printf is one write, and short ones to a file end are whole.
+	// One printf is one write, and short ones to a file end are whole. When Billhook
+	// is killed, its scripts are, too; but one that has just been started may see the
+	// end of its input a moment before that, and must not take that for a payload.
 	text := fmt.Sprintf(`#!/bin/sh
 IFS= read -r payload || :
+case $payload in *'}') ;; *) exit 65 ;; esac
 code=0
 if [ -e %q ] && [ $(($$ %% 10)) -eq 0 ]; then code=75; fi
 printf '%%s %%s %%s %%s\n' "$BILLHOOK_HANDLER" "$BILLHOOK_ATTEMPT" "$code" "$payload" >>%q

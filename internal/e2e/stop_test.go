@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -8,7 +9,8 @@ import (
 )
 
 // TestStop stops Billhook in good order three times under load, with attempts
-// under way all the time. Nothing comes twice, and nothing is missed.
+// under way all the time, and some times while it starts. Nothing comes twice, and
+// nothing is missed.
 func TestStop(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, pgtest.NewDatabase(t), 50)
@@ -27,6 +29,11 @@ func TestStop(t *testing.T) {
 			}
 			return ""
 		})
+		in.stop()
+		in.start()
+	}
+	for range scaled(t, 6) {
+		pause(t, rand.N(200*time.Millisecond))
 		in.stop()
 		in.start()
 	}
