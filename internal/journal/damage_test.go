@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -51,6 +52,8 @@ func writeFile(t *testing.T, fs vfs.FS, path string, b []byte) {
 	}
 }
 
+var damageFlips = flag.Int("flips", 2, "bits to flip in each file of a journal")
+
 // TestFlippedBytes flips one bit at a time, in every file of a journal that was
 // closed and of one that was killed. Whatever it hits, the journal says so or
 // holds all there was. The one exception is the very end of the log after a kill,
@@ -89,10 +92,7 @@ func flipBytes(t *testing.T, base *vfs.MemFS, mayLose int) {
 		}
 	}
 	r := rand.New(rand.NewPCG(9, 9))
-	flips := 20
-	if testing.Short() {
-		flips = 5
-	}
+	flips := *damageFlips
 	for _, name := range files {
 		said := map[string]int{}
 		isLog := strings.HasSuffix(name, ".log")

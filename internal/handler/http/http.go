@@ -383,6 +383,7 @@ func (h *Handler) request(ctx context.Context, d *handler.Delivery) (*nethttp.Re
 	}
 	id := d.Event.ID.String()
 	req.Header["Idempotency-Key"] = []string{id}
+	req.Header["Webhook-Id"] = []string{id} // with a signature or without: receivers know repeats by it
 	req.Header["Billhook-Attempt"] = []string{strconv.Itoa(d.Attempt)}
 	req.Header["Billhook-Handler"] = []string{strconv.Itoa(d.HandlerID)}
 	if len(h.signers) > 0 {

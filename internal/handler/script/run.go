@@ -63,12 +63,6 @@ func (r *run) do(ctx context.Context) (exit, error) {
 		return exit{}, err
 	}
 	var copying sync.WaitGroup
-	copying.Go(func() {
-		// A program that does not read ends the writing: with its last process the
-		// pipe breaks.
-		_, _ = p.stdin.Write(r.stdin)
-		_ = p.stdin.Close()
-	})
 	var held [2]bool
 	for i, c := range []struct {
 		from *os.File
@@ -112,7 +106,6 @@ func (r *run) do(ctx context.Context) (exit, error) {
 
 	// Everything within reach is dead, so the pipes end by themselves.
 	limit := time.Now().Add(drainTime)
-	_ = p.stdin.SetWriteDeadline(limit)
 	_ = p.stdout.SetReadDeadline(limit)
 	_ = p.stderr.SetReadDeadline(limit)
 	copying.Wait()
@@ -136,8 +129,8 @@ func (r *run) do(ctx context.Context) (exit, error) {
 
 // started is a program that runs, with our ends of its pipes.
 type started struct {
-	process               *os.Process
-	stdin, stdout, stderr *os.File
+	process        *os.Process
+	stdout, stderr *os.File
 }
 
 // start starts the program.
@@ -159,7 +152,13 @@ func (r *run) start(ctx context.Context) (_ started, err error) {
 		}
 		return reader, writer
 	}
-	childIn, stdin := pipe()
+	// The payload is whole before the program starts: if Billhook dies at any moment,
+	// the program never takes a part of it, or none, for all.
+	childIn, err := payloadFile(r.stdin)
+	if err != nil {
+		return started{}, err
+	}
+	ends = append(ends, childIn)
 	stdout, childOut := pipe()
 	stderr, childErr := pipe()
 	if err != nil {
@@ -198,7 +197,7 @@ func (r *run) start(ctx context.Context) (_ started, err error) {
 	for _, f := range attr.Files {
 		_ = f.Close()
 	}
-	return started{p, stdin, stdout, stderr}, nil
+	return started{p, stdout, stderr}, nil
 }
 
 // signalName returns "signal 9 (SIGKILL)".
