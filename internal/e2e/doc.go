@@ -4,14 +4,15 @@
 // What handlers got is compared with a ledger that a trigger kept in the
 // database, from which the test works out by itself what must have been told: the
 // same events, in the same order for each client, and no id for two events. It
-// promises to leave no process, database or folder behind, also when it is
-// killed.
+// promises to leave no process behind, also when it is killed, and else no
+// database and no folder either.
 //
 // It looks at nothing inside Billhook: it knows the two files, the signals, the
 // HTTP face, what a handler receives, and what is in the database.
 //
-// BILLHOOK_E2E_SCALE multiplies the traffic (1 by default: a minute or so on two
-// cores), BILLHOOK_E2E_RACE=1 builds the program with the race detector, and
+// BILLHOOK_E2E_SCALE multiplies traffic and kills (1 by default: a minute or so on
+// two cores), BILLHOOK_E2E_SEED chooses the moments of the kills,
+// BILLHOOK_E2E_RACE=1 builds the program with the race detector, and
 // BILLHOOK_E2E_BIN tests a program that is already built.
 //
 // Start with instance_test.go (the program as a process), ledger_test.go (what is
