@@ -1,25 +1,15 @@
 package script
 
 import (
-	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// payloadFile returns a file that holds b, at its beginning. It has no name and
-// goes with its last descriptor.
-func payloadFile(b []byte) (*os.File, error) {
+func namelessFile() (*os.File, error) {
 	fd, err := unix.MemfdCreate("payload", unix.MFD_CLOEXEC)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	f := os.NewFile(uintptr(fd), "payload")
-	if _, err := f.Write(b); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if _, err := f.Seek(0, 0); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return os.NewFile(uintptr(fd), "payload"), nil
 }
