@@ -17,7 +17,6 @@ import (
 type cache struct {
 	mu    sync.Mutex
 	seed  maphash.Seed
-	size  int    // of ring, when full-grown
 	ring  []byte // entries one after another, oldest at head
 	head  int
 	tail  int
@@ -43,8 +42,18 @@ const (
 	cacheMax    = 4096 // larger entries are not kept
 )
 
+// newCache returns a cache of size bytes, a sixth to a quarter of them for the
+// table. Both are made at once: the system gives memory when it is first touched.
 func newCache(size int) *cache {
-	return &cache{seed: maphash.MakeSeed(), size: size &^ (cacheAlign - 1)}
+	slots := 1 << 8
+	for 8*2*slots <= size/4 {
+		slots *= 2
+	}
+	return &cache{
+		seed:  maphash.MakeSeed(),
+		ring:  make([]byte, max(size-8*slots, 2*cacheMax)&^(cacheAlign-1)),
+		table: make([]uint64, slots),
+	}
 }
 
 func (c *cache) hash(key []byte) uint32 { return uint32(maphash.Bytes(c.seed, key)) }
@@ -89,11 +98,9 @@ func offset(ref uint64) int { return int(uint32(ref)-1) * cacheAlign }
 func (c *cache) get(b, key []byte) (value []byte, ok, known bool, epoch uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.table) > 0 {
-		if ref := c.table[c.slot(key, c.hash(key))]; ref != 0 {
-			v, ok := c.entryValue(offset(ref))
-			return append(b, v...), ok, true, 0
-		}
+	if ref := c.table[c.slot(key, c.hash(key))]; ref != 0 {
+		v, ok := c.entryValue(offset(ref))
+		return append(b, v...), ok, true, 0
 	}
 	return nil, false, false, c.epoch
 }
@@ -137,25 +144,23 @@ func (c *cache) clear() {
 func (c *cache) set(key, value []byte, ok bool) {
 	hash := c.hash(key)
 	need := (cacheHeader + len(key) + len(value) + cacheAlign - 1) &^ (cacheAlign - 1)
-	if len(c.table) > 0 {
-		i := c.slot(key, hash)
-		if ref := c.table[i]; ref != 0 {
-			off := offset(ref)
-			if need <= c.entrySize(off) {
-				c.write(off, c.entrySize(off), hash, key, value, ok)
-				return
-			}
-			c.unlink(i)
+	i := c.slot(key, hash)
+	if ref := c.table[i]; ref != 0 {
+		off := offset(ref)
+		if need <= c.entrySize(off) {
+			c.write(off, c.entrySize(off), hash, key, value, ok)
+			return
 		}
+		c.unlink(i)
 	}
-	if need > cacheMax || need > c.size {
+	if need > cacheMax {
 		return
+	}
+	for 4*(c.count+1) > 3*len(c.table) {
+		c.evict()
 	}
 	off := c.room(need)
 	c.write(off, need, hash, key, value, ok)
-	if 3*(c.count+1) > 2*len(c.table) {
-		c.grow()
-	}
 	c.table[c.slot(key, hash)] = reference(off, hash)
 	c.count++
 }
@@ -184,10 +189,6 @@ func (c *cache) room(n int) int {
 			off := c.tail
 			c.tail += n
 			return off
-		case len(c.ring) < c.size:
-			ring := make([]byte, min(c.size, max(2*len(c.ring), 1<<20)))
-			copy(ring, c.ring[:c.tail])
-			c.ring = ring
 		default:
 			c.last, c.tail, c.wraps = c.tail, 0, true
 		}
@@ -196,7 +197,7 @@ func (c *cache) room(n int) int {
 
 // evict drops the entry at head.
 func (c *cache) evict() {
-	if c.head == c.last {
+	if c.wraps && c.head == c.last {
 		c.head, c.wraps = 0, false
 		return
 	}
@@ -230,20 +231,4 @@ func (c *cache) unlink(i int) {
 		}
 	}
 	c.table[i] = 0
-}
-
-func (c *cache) grow() {
-	old := c.table
-	c.table = make([]uint64, max(1024, 2*len(old)))
-	m := len(c.table) - 1
-	for _, ref := range old {
-		if ref == 0 {
-			continue
-		}
-		i := int(ref>>32) & m
-		for c.table[i] != 0 {
-			i = (i + 1) & m
-		}
-		c.table[i] = ref
-	}
 }

@@ -196,8 +196,8 @@ func (e *edit) record(o *Outcome) error {
 			return err
 		}
 	}
-	// A wish to try again does not undo a hold or a cancellation.
-	if o.Status != Pending || was == Pending {
+	// What is to be tried again stays held or cancelled.
+	if !o.Status.Open() || was == Pending {
 		x.Status = o.Status
 	}
 	x.NextAt = time.Time{}

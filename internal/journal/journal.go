@@ -71,7 +71,7 @@ type Options struct {
 	// executions are dropped before their time. 0: no limit.
 	MaxSize uint64
 	// Cache is the number of bytes for what is not on the disk yet and for blocks
-	// that are. 0: 64 MiB.
+	// that are. 0: 40 MiB.
 	Cache int64
 	// MemoryCache is the size in bytes of the cache of memory. 0: 48 MiB.
 	MemoryCache int
@@ -82,7 +82,8 @@ type Options struct {
 	Now func() time.Time
 	// OnDurable is called after a commit of intake is durable, in the order of
 	// commit and from one goroutine, with the pending executions that it brought.
-	// The slice is the callee's. It must not call Commit, Expire or Close and
+	// The slice is the callee's. Pending may name an execution shortly before
+	// OnDurable does. OnDurable must not call Commit, Expire or Close and
 	// must not block on anything that waits for those.
 	OnDurable func(q []Queued)
 
@@ -92,11 +93,11 @@ type Options struct {
 }
 
 const (
-	defaultCache       = 64 << 20
+	defaultCache       = 40 << 20
 	defaultMemoryCache = 48 << 20
 	defaultMinFree     = 512 << 20
 	defaultBucket      = 4 << 20
-	memTableSize       = 16 << 20
+	memTableSize       = 8 << 20
 	maxBucketAge       = 7 * 24 * time.Hour
 	flushTimeout       = 10 * time.Second
 	minBucketAge       = time.Hour

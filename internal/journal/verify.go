@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 
 	"github.com/billhook/billhook/internal/event"
 	"github.com/cespare/xxhash/v2"
@@ -155,7 +156,11 @@ func (v *verifier) bucket(i int, bk *bucket, totals map[HandlerStatus]int64, pen
 	counts := make(map[HandlerStatus]int64)
 	var want, have lanes
 	var key []byte
-	attempts := make(map[uint64]int)
+	checkAttempts, closeAttempts, err := v.attempts(bk)
+	if err != nil {
+		return err
+	}
+	defer closeAttempts()
 	expect := bk.first
 	prefix := appendLog(nil, bk.number, logRow)
 	err = v.scan(prefix, func(k, val []byte) error {
@@ -176,8 +181,8 @@ func (v *verifier) bucket(i int, bk *bucket, totals map[HandlerStatus]int64, pen
 		hs := HandlerStatus{x.Handler, x.Status}
 		counts[hs]++
 		totals[hs]++
-		if x.Attempts > 0 {
-			attempts[id] = x.Attempts
+		if err := checkAttempts(id, x.Attempts); err != nil {
+			return err
 		}
 		if x.Status == Pending {
 			key = appendID(appendLanePrefix(key[:0], x.Lane), id)
@@ -213,6 +218,9 @@ func (v *verifier) bucket(i int, bk *bucket, totals map[HandlerStatus]int64, pen
 	if err != nil {
 		return err
 	}
+	if err := checkAttempts(math.MaxUint64, 0); err != nil { // what is left
+		return err
+	}
 	if i+1 == len(v.list) && expect != v.next {
 		if err := v.bad("the next execution would be %d after %d", v.next, expect-1); err != nil {
 			return err
@@ -243,39 +251,58 @@ func (v *verifier) bucket(i int, bk *bucket, totals map[HandlerStatus]int64, pen
 			return err
 		}
 	}
-	// Attempts of an execution are numbered from 1 without a gap.
-	prefix = appendLog(nil, bk.number, logAttempt)
-	seen := make(map[uint64]int)
-	if err := v.scan(prefix, func(k, val []byte) error {
-		k = k[len(prefix):]
-		if len(k) != 12 {
-			return v.bad("attempt key %x", k)
-		}
-		id, n := binary.BigEndian.Uint64(k), int(binary.BigEndian.Uint32(k[8:]))
-		if _, err := decodeAttempt(n, val); err != nil {
-			return v.bad("execution %d: %w", id, err)
-		}
-		if seen[id]++; seen[id] != n {
-			return v.bad("execution %d: attempt %d is number %d", id, n, seen[id])
-		}
-		return nil
-	}); err != nil {
-		return err
+	return nil
+}
+
+// attempts returns a function that, asked for one execution after another in
+// ascending order, compares their attempts with how many they had: numbered from
+// 1 without a gap, and none that belongs to no execution.
+func (v *verifier) attempts(bk *bucket) (check func(id uint64, n int) error, done func(), err error) {
+	prefix := appendLog(nil, bk.number, logAttempt)
+	lower, upper := bounds(prefix)
+	it, err := v.r.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return nil, nil, err
 	}
-	for id, n := range attempts {
-		if seen[id] != n {
-			if err := v.bad("execution %d: %d attempts are stored, it had %d", id, seen[id], n); err != nil {
+	valid := it.First()
+	check = func(id uint64, n int) error {
+		found := 0
+		for ; valid; valid = it.Next() {
+			k := it.Key()[len(prefix):]
+			if len(k) != 12 {
+				if err := v.bad("attempt key %x", it.Key()); err != nil {
+					return err
+				}
+				continue
+			}
+			at, number := binary.BigEndian.Uint64(k), int(binary.BigEndian.Uint32(k[8:]))
+			if at > id {
+				break
+			}
+			if found++; at < id || number != found {
+				if err := v.bad("execution %d: attempt %d is out of place", at, number); err != nil {
+					return err
+				}
+			}
+			val, err := it.ValueAndErr()
+			if err != nil {
 				return err
 			}
+			if _, err := decodeAttempt(number, val); err != nil {
+				if err := v.bad("execution %d: %w", at, err); err != nil {
+					return err
+				}
+			}
 		}
-		delete(seen, id)
-	}
-	for id, n := range seen {
-		if err := v.bad("execution %d: %d attempts are stored, it had none", id, n); err != nil {
+		if err := it.Error(); err != nil {
 			return err
 		}
+		if found != n && id != math.MaxUint64 {
+			return v.bad("execution %d: %d attempts are stored, it had %d", id, found, n)
+		}
+		return nil
 	}
-	return nil
+	return check, func() { _ = it.Close() }, nil
 }
 
 // events decodes the bucket's events as it is asked for them, and tells whether
