@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/billhook/billhook/config"
@@ -27,6 +28,9 @@ func (p *problems) err() error {
 	if len(p.list) == 0 {
 		return nil
 	}
+	slices.SortStableFunc(p.list, func(a, b *config.Error) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
 	return p.list
 }
 

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
@@ -86,7 +87,9 @@ func compile(text string, vars ...cel.EnvOption) (*Condition, error) {
 	checked, issues := env.Compile(text)
 	if issues != nil && issues.Err() != nil {
 		first := issues.Errors()[0]
-		return nil, &Error{Line: first.Location.Line(), Column: max(first.Location.Column()+1, 1), Text: first.Message}
+		text, _, _ := strings.Cut(first.Message, " expecting ") // every token of the language follows
+		text = strings.Replace(text, "'<EOF>'", "the end of the expression", 1)
+		return nil, &Error{Line: first.Location.Line(), Column: max(first.Location.Column()+1, 1), Text: text}
 	}
 	if out := checked.OutputType(); !out.IsExactType(cel.BoolType) && !out.IsExactType(cel.DynType) {
 		return nil, &Error{Line: 1, Column: 1, Text: fmt.Sprintf("the condition is of type %s, want true or false", out)}
