@@ -187,7 +187,7 @@ func TestStreamBlockedConsumer(t *testing.T) {
 	sent := time.After(8 * time.Second) // four times the timeout
 	before := counted(t, f.client.metrics.statusUpdates)
 	<-sent
-	if n := counted(t, f.client.metrics.statusUpdates) - before; n < 8 {
+	if n := counted(t, f.client.metrics.statusUpdates) - before; n < 4 { // one in each wal_sender_timeout at the least
 		t.Errorf("%v status updates in 8 s", n)
 	}
 	f.mu.Lock()
