@@ -237,9 +237,9 @@ func TestRecord(t *testing.T) {
 }
 
 func TestHoldUnholdCancelRequeue(t *testing.T) {
-	j := open(t, func(o *Options) { o.bucketIDs = 700 })
+	j := open(t, func(o *Options) { o.bucketIDs = 400 })
 	ctx := t.Context()
-	const n = 1200
+	const n = 700
 	for i := range n {
 		transaction(t, j, i+1, "clients.update", []string{fmt.Sprint(i % 10)}, 1, 2)
 	}
