@@ -323,6 +323,9 @@ func (a *App) Run(ctx context.Context) error {
 		a.log.Info("stopping")
 	case err = <-failed:
 		a.log.Error("stopping after a failure", "err", err)
+	case <-a.journal.Stopped():
+		err = a.journal.Err() // only opening it anew can cure that
+		a.log.Error("stopping after a failure", "err", err)
 	}
 	stopReload()
 	stopRetention()
