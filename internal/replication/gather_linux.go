@@ -27,11 +27,7 @@ func newGatherer(c net.Conn) *gatherer {
 	if err != nil {
 		return nil
 	}
-	g := &gatherer{raw: raw}
-	if g.trip = g.roundTrip(); g.trip == 0 || g.trip > gatherRoundTrip {
-		return nil
-	}
-	return g
+	return &gatherer{raw: raw}
 }
 
 // roundTrip returns the shortest that the kernel has measured, 0 when it does not say.
@@ -45,9 +41,13 @@ func (g *gatherer) roundTrip() time.Duration {
 	return rtt
 }
 
-// begin narrows the window.
+// begin narrows the window, unless the way is too long. That is asked each time: the
+// first round trips of a connection, on a busy machine, may not tell how short it is.
 func (g *gatherer) begin() {
 	if g.on {
+		return
+	}
+	if g.trip = g.roundTrip(); g.trip == 0 || g.trip > gatherRoundTrip {
 		return
 	}
 	g.on, g.pause, g.cycle = true, gatherMin, 0
