@@ -194,7 +194,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	}
 	a.client, err = replication.New(replication.Options{
 		DSN: c.Source.DSN.Reveal(), Slot: c.Source.Slot, Publication: c.Source.Publication,
-		Resume: resume, Tables: tables(l.Mapping), Create: c.Source.Create, Logger: a.log, Registerer: registry,
+		Resume: resume, Tables: tables(l.Mapping), Create: c.Source.Create, Failover: c.Source.Failover, Logger: a.log, Registerer: registry,
 	})
 	if err != nil {
 		return nil, err

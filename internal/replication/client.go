@@ -35,6 +35,8 @@ type Options struct {
 	// made; publication before slot.
 	Tables []Table
 	Create bool
+	// Failover makes the slot one that standbys keep (Postgres 17 and later).
+	Failover bool
 
 	Logger     *slog.Logger          // nil: none
 	Registerer prometheus.Registerer // nil: metrics go nowhere

@@ -225,7 +225,7 @@ func (c *Client) createSlot(ctx context.Context, conn *pgx.Conn, server catalog.
 		return fatal(ReasonServerUnfit, "all %d replication slots of the server are in use; raise max_replication_slots (needs a restart) or drop one that nobody uses", server.MaxSlots)
 	}
 	sql := "CREATE_REPLICATION_SLOT " + quoteIdentifier(c.options.Slot) + " LOGICAL pgoutput NOEXPORT_SNAPSHOT"
-	if server.VersionNum >= 170000 {
+	if c.options.Failover && server.VersionNum >= 170000 {
 		// A slot that a standby keeps a copy of survives a fail-over.
 		sql = "CREATE_REPLICATION_SLOT " + quoteIdentifier(c.options.Slot) + " LOGICAL pgoutput (SNAPSHOT 'nothing', FAILOVER true)"
 	}
