@@ -102,7 +102,7 @@ func TestAttachRefusals(t *testing.T) {
 		},
 		{
 			"no replication privilege", func(o *Options) { o.DSN = plain },
-			Fatal, ReasonPrivilege, "role \"*\" lacks a privilege: must be superuser or replication role to start walsender; `billhook check` says what to grant",
+			Fatal, ReasonPrivilege, "role \"*\" lacks a privilege: *; `billhook check` says what to grant",
 		},
 		{
 			"may not create the publication", func(o *Options) { o.DSN = replicating },
