@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/billhook/billhook/config"
 	"github.com/billhook/billhook/internal/billing"
@@ -13,109 +14,164 @@ import (
 	"github.com/billhook/billhook/internal/replication/catalog"
 )
 
-// minFree is the journal's reserve, as its default is.
-const minFree = 512 << 20
+const (
+	checkConfig   = "billhook.yaml"
+	checkHandlers = "handlers.yaml"
+)
 
 // Check looks at both files, the database and this machine, and changes nothing.
-func Check(ctx context.Context, o Options) []doctor.Finding {
+// The error is that of ctx, when it ended before all was looked at; the findings
+// up to there are returned as well.
+func Check(ctx context.Context, o Options) ([]doctor.Finding, error) {
 	if o.Env == nil {
 		o.Env = os.LookupEnv
 	}
-	var list []doctor.Finding
-	fail := func(check string, err error) {
-		var es config.Errors
-		var e *config.Error
-		switch {
-		case errors.As(err, &es):
-			for _, e := range es {
-				list = append(list, doctor.Finding{Check: check, Level: doctor.Fail, Text: e.Pos.String() + ": " + e.Problem, Remedy: e.Remedy})
-			}
-		case errors.As(err, &e):
-			list = append(list, doctor.Finding{Check: check, Level: doctor.Fail, Text: e.Pos.String() + ": " + e.Problem, Remedy: e.Remedy})
-		default:
-			list = append(list, doctor.Finding{Check: check, Level: doctor.Fail, Text: err.Error()})
-		}
-	}
-	ok := func(check, format string, args ...any) {
-		list = append(list, doctor.Finding{Check: check, Level: doctor.OK, Text: fmt.Sprintf(format, args...)})
-	}
-
 	b, err := config.LoadBillhook(o.ConfigPath, o.Env)
 	if err != nil {
-		fail("billhook.yaml", err)
-		list = append(list, doctor.Finding{Check: "database", Level: doctor.Skip, Text: "billhook.yaml must be right first"})
+		list := found(checkConfig, err)
+		// Without the mapping, handlers are judged by the built-in events alone.
+		list = append(list, handlerFindings(o, nil)...)
+		return append(list, doctor.Skipped("billhook.yaml must be right first")...), ctx.Err()
 	}
-	// Without the mapping, handlers are judged by the built-in events alone.
-	h, handlersErr := config.LoadHandlers(o.HandlersPath, o.Env, b)
-	if b == nil {
-		if handlersErr != nil {
-			fail("handlers.yaml", handlersErr)
-		}
-		return list
-	}
+
+	var list []doctor.Finding
 	m, err := mapping(b)
 	if err == nil {
 		if _, newErr := billing.New(m, billing.Options{}); newErr != nil {
 			err = b.At("entities").Problem(newErr.Error(), "correct the mapping")
 		}
 	}
+	d := doctor.Options{
+		DSN: b.Source.DSN.Reveal(), Slot: b.Source.Slot, Publication: b.Source.Publication, Create: b.Source.Create, Failover: b.Source.Failover,
+		Tables: checkedTables(b, m), JournalPath: b.Journal.Path, Listen: b.HTTP.Listen,
+	}
 	if err != nil {
-		fail("billhook.yaml", err)
+		list = found(checkConfig, err)
+		list = append(list, doctor.Finding{Check: "columns", Level: doctor.Skip, Text: "what is wrong in billhook.yaml must be right first"})
 	} else {
-		ok("billhook.yaml", "%s: %d tables, %d events of your own", o.ConfigPath, len(billing.Tables(m)), len(b.Events))
+		list = append(list, good(checkConfig, "%s: %d tables, %d events of your own", o.ConfigPath, len(d.Tables), len(b.Events)))
+		d.Columns = checkedColumns(b, m)
 	}
-	switch {
-	case handlersErr != nil:
-		fail("handlers.yaml", handlersErr)
-	default:
-		_, made, err := build(h, nil, o.Version)
-		if err != nil {
-			fail("handlers.yaml", err)
-			break
-		}
-		enabled := 0
-		for _, d := range made {
-			if d.Status == dispatch.Enabled {
-				enabled++
-			}
-			if d.Call != nil {
-				_ = d.Call.Close() // it was never called
-			}
-		}
-		ok("handlers.yaml", "%s: %d handlers, %d of them enabled", o.HandlersPath, len(made), enabled)
-	}
-	if err != nil && len(m.Entities) == 0 {
-		return list
-	}
+	list = append(list, handlerFindings(o, b)...)
+	return append(list, doctor.Run(ctx, d)...), ctx.Err()
+}
 
-	list = append(list, doctor.Run(ctx, doctor.Options{
-		DSN: b.Source.DSN.Reveal(), Slot: b.Source.Slot, Publication: b.Source.Publication, Create: b.Source.Create,
-		Tables: doctorTables(m), JournalPath: b.Journal.Path, MinFree: minFree, Listen: b.HTTP.Listen,
-	})...)
-	a := &App{loaded: &Loaded{Options: o, Config: b, Mapping: m}}
-	if source, err := a.look(ctx); err == nil {
-		if err := disagreements(b, m, source); err != nil {
-			fail("mapping", err)
-		} else {
-			ok("mapping", "every table and column is there and may be read")
+func good(check, format string, args ...any) doctor.Finding {
+	return doctor.Finding{Check: check, Level: doctor.OK, Text: fmt.Sprintf(format, args...)}
+}
+
+// found makes a finding of each mistake in err.
+func found(check string, err error) []doctor.Finding {
+	var list []doctor.Finding
+	var es config.Errors
+	var e *config.Error
+	switch {
+	case errors.As(err, &es):
+		for _, e := range es {
+			list = append(list, doctor.Finding{Check: check, Level: doctor.Fail, Text: e.Pos.String() + ": " + e.Problem, Remedy: e.Remedy})
 		}
+	case errors.As(err, &e):
+		list = append(list, doctor.Finding{Check: check, Level: doctor.Fail, Text: e.Pos.String() + ": " + e.Problem, Remedy: e.Remedy})
+	default:
+		list = append(list, doctor.Finding{Check: check, Level: doctor.Fail, Text: err.Error()})
 	}
 	return list
 }
 
-func doctorTables(m billing.Mapping) []doctor.Table {
+// handlerFindings loads handlers.yaml and tries to make each handler. None is
+// called.
+func handlerFindings(o Options, b *config.Billhook) []doctor.Finding {
+	h, err := config.LoadHandlers(o.HandlersPath, o.Env, b)
+	if err != nil {
+		return found(checkHandlers, err)
+	}
+	list := []doctor.Finding{good(checkHandlers, "%s: %d handlers", o.HandlersPath, len(h.Handlers))}
+	for i := range h.Handlers {
+		list = append(list, handlerFinding(h, h.Handlers[i], o.Version)...)
+	}
+	return list
+}
+
+func handlerFinding(h *config.Handlers, c config.Handler, version string) []doctor.Finding {
+	check := fmt.Sprintf("handler %d", c.ID)
+	status := c.Status
+	if status == config.Disabled {
+		c.Status = config.Enabled // so that what is wrong with it is said
+	}
+	p := &problems{}
+	d := p.handler(h, c, version)
+	if d.Call != nil {
+		_ = d.Call.Close() // it was never called
+	}
+	if err := p.err(); err != nil {
+		list := found(check, err)
+		for i := range list {
+			f := &list[i]
+			f.Text, f.Remedy = command(f.Text, f.Remedy)
+			if status == config.Disabled {
+				f.Level, f.Text = doctor.Warn, "disabled, and could not be made: "+f.Text
+			}
+		}
+		return list
+	}
+	text := fmt.Sprintf("%s: %s %s", c.Name, c.Kind(), targetOf(&c))
+	switch {
+	case status == config.Disabled:
+		text = "disabled, its executions are held; " + text
+	case d.Status == dispatch.Archived:
+		text = "archived, it is never called; " + text
+	}
+	return []doctor.Finding{good(check, "%s", text)}
+}
+
+// command takes the command that cures a problem out of its text.
+func command(text, remedy string) (string, string) {
+	for _, program := range []string{"chmod", "chown", "sed"} {
+		before, after, ok := strings.Cut(text, ": "+program+" ")
+		if !ok {
+			continue
+		}
+		line, or, _ := strings.Cut(after, ", or ")
+		if or != "" {
+			line += " # or " + or
+		}
+		return before, program + " " + line
+	}
+	return text, remedy
+}
+
+// checkedTables are the mapped tables with their places in the file.
+func checkedTables(b *config.Billhook, m billing.Mapping) []doctor.Table {
 	var out []doctor.Table
-	add := func(t billing.Table, key, exclude []string) {
-		out = append(out, doctor.Table{Name: catalog.Name{Schema: t.Schema, Table: t.Name}, Key: key, Exclude: exclude})
+	add := func(at string, t billing.Table, key, unique, exclude []string) {
+		out = append(out, doctor.Table{
+			Name: catalog.Name{Schema: t.Schema, Table: t.Name}, Use: b.At(at).String(), Key: key, Unique: unique, Exclude: exclude,
+		})
 	}
 	for _, e := range m.Entities {
-		add(e.Table, e.Key, e.Exclude)
+		at := "entities." + e.Name
+		add(at+".table", e.Table, e.Key, nil, e.Exclude)
 		if e.Balance != nil && e.Balance.Table != nil {
-			add(*e.Balance.Table, e.Balance.Key, e.Exclude)
+			add(at+".balance.table", *e.Balance.Table, e.Balance.Key, nil, e.Exclude)
 		}
-		if e.CustomFields != nil && e.CustomFields.Table != nil {
-			add(*e.CustomFields.Table, nil, e.Exclude) // any replica identity will do
+		if f := e.CustomFields; f != nil && f.Table != nil {
+			// Any replica identity will do.
+			add(at+".custom_fields.table", *f.Table, nil, append(append([]string(nil), f.Client...), f.Name), e.Exclude)
 		}
+	}
+	return out
+}
+
+// checkedColumns are the columns that the mapping names, with their places in the
+// file.
+func checkedColumns(b *config.Billhook, m billing.Mapping) []doctor.Column {
+	var out []doctor.Column
+	for _, n := range needs(b, m) {
+		c := doctor.Column{Name: n.column, Use: n.at.String(), Idle: n.idle}
+		for _, t := range n.tables {
+			c.Tables = append(c.Tables, catalog.Name{Schema: t.Schema, Table: t.Name})
+		}
+		out = append(out, c)
 	}
 	return out
 }
