@@ -148,7 +148,7 @@ func printFindings(w io.Writer, list []doctor.Finding, columns int, color bool) 
 		}
 		b.WriteByte('\n')
 	}
-	fmt.Fprintf(&b, "\n%s\n", count(list))
+	fmt.Fprintf(&b, "\n%s\n", strings.Join(wrap(count(list).String(), columns), "\n"))
 	_, err := io.WriteString(w, b.String())
 	return err
 }

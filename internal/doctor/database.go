@@ -45,7 +45,6 @@ type facts struct {
 	publication *catalog.Publication      // nil: there is none of that name
 	broken      []catalog.Name            // published tables that cannot be updated any more
 	slot        *catalog.Slot             // nil: there is none of that name
-	here        string                    // our own address, as the server sees it; "" for a socket
 }
 
 func (f *facts) table(n catalog.Name) (catalog.Table, bool) {
@@ -155,11 +154,7 @@ func read(ctx context.Context, conn *pgx.Conn, r *report) (f *facts, what string
 	if found {
 		f.slot = &s
 	}
-	here, err := collect[*string](ctx, conn, "SELECT host(inet_client_addr())")
-	if err == nil && len(here) == 1 && here[0] != nil {
-		f.here = *here[0]
-	}
-	return f, "", err
+	return f, "", nil
 }
 
 // readBroken reads which published tables, mapped or not, the application cannot
@@ -255,6 +250,9 @@ func (r *report) refused(e *replication.Error, text string) (string, string) {
 		return text, "ALTER ROLE " + quote(config.User) + " LOGIN PASSWORD '...'; -- and the same in source.dsn"
 	case strings.Contains(pe.Message, "pg_hba.conf"):
 		return text, fmt.Sprintf("host %s %s <address of this machine>/32 scram-sha-256 # a line for pg_hba.conf; then SELECT pg_reload_conf();", config.Database, config.User)
+	}
+	if strings.Contains(pe.Message, "not permitted to log in") {
+		return text, "ALTER ROLE " + quote(config.User) + " LOGIN;"
 	}
 	return text, "CREATE ROLE " + quote(config.User) + " LOGIN REPLICATION PASSWORD '...'; -- or, when it is there: ALTER ROLE " + quote(config.User) + " LOGIN;"
 }

@@ -76,6 +76,8 @@ type Options struct {
 	Listen      string // host:port; "": nothing listens
 	// Attached says that this very process has the journal open and listens.
 	Attached bool
+
+	patience time.Duration // age from which a transaction is told of; 0: oldTransaction
 }
 
 const (
@@ -109,6 +111,9 @@ func (r *report) failed(n int) bool {
 func Run(ctx context.Context, o Options) []Finding {
 	if o.MinFree == 0 {
 		o.MinFree = defaultMinFree
+	}
+	if o.patience == 0 {
+		o.patience = oldTransaction
 	}
 	// Who has the journal tells whose slot and address are in use.
 	here := &report{o: o}

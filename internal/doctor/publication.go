@@ -17,10 +17,12 @@ func (r *report) publication(f *facts) {
 	p := f.publication
 	began := len(r.list)
 	var adding []string
+	unfit := len(f.missing) > 0
 	for _, t := range f.tables {
 		pt, ok := p.Table(t.Name)
 		switch {
-		case !ok && t.Unpublishable() != "": // said with the table
+		case !ok && t.Unpublishable() != "":
+			unfit = true // said with the table
 		case !ok && t.Kind == 'p' && !p.ViaRoot && slices.ContainsFunc(t.Leaves, func(l catalog.Leaf) bool { _, ok := p.Table(l.Name); return ok }):
 			r.add(checkPublication, Fail, "ALTER PUBLICATION "+quote(p.Name)+" SET (publish_via_partition_root = true);", "%q sends changes of %s under the names of its partitions, which are not mapped", p.Name, t.Name)
 		case !ok && r.o.Create && p.Owned && t.Owned:
@@ -49,8 +51,8 @@ func (r *report) publication(f *facts) {
 	switch {
 	case len(adding) > 0:
 		r.add(checkPublication, OK, "", "%q is there; %s will be added", p.Name, strings.Join(adding, ", "))
-	case len(f.missing) > 0:
-		r.add(checkPublication, OK, "", "%q holds the mapped tables that are there", p.Name)
+	case unfit:
+		r.add(checkPublication, Skip, "", "%q holds the mapped tables that are there and can be published; the others must be right first", p.Name)
 	default:
 		r.add(checkPublication, OK, "", "%q holds every mapped table", p.Name)
 	}

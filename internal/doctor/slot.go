@@ -114,7 +114,7 @@ func (r *report) writers(ctx context.Context, conn *pgx.Conn, f *facts) {
 	}
 	found := false
 	for _, w := range writers {
-		if w.Age < oldTransaction && w.Prepared == "" {
+		if w.Age < r.o.patience && w.Prepared == "" {
 			continue // it will have ended by then
 		}
 		who, remedy := fmt.Sprintf("the prepared transaction %q of role %s", w.Prepared, w.Role), "ROLLBACK PREPARED "+literal(w.Prepared)+"; -- only if it was forgotten"

@@ -170,7 +170,11 @@ func (r *report) columns(f *facts, t catalog.Table, check string) {
 		}
 		i := slices.IndexFunc(here, func(t catalog.Table) bool { _, ok := t.Column(c.Name); return ok })
 		if i < 0 {
-			r.add(check, Fail, "# it has: "+columnList(t), "%sthere is no column %q", place(c.Use), c.Name)
+			remedy := "# the table has: " + columnList(t)
+			if name := nearest(t, c.Name); name != "" {
+				remedy = name + " " + remedy
+			}
+			r.add(check, Fail, remedy, "%sthere is no column %q", place(c.Use), c.Name)
 			continue
 		}
 		if c.Idle {
@@ -181,7 +185,8 @@ func (r *report) columns(f *facts, t catalog.Table, check string) {
 		if f.publication != nil {
 			p, ok := f.publication.Table(here[i].Name)
 			listed = ok && p.Columns != nil
-			published = listed && slices.Contains(p.Columns, c.Name)
+			// Before 18 the catalogs list generated columns that are not sent.
+			published = listed && slices.Contains(p.Columns, c.Name) && (column.Generated == "" || f.server.VersionNum >= 180000)
 		}
 		owner := check
 		if here[i].Name != t.Name {
@@ -211,6 +216,38 @@ func short(names []string) string {
 		names = append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(names, ", ")
+}
+
+// nearest returns the column that was likely meant, "" when none is near.
+func nearest(t catalog.Table, name string) string {
+	found, least := "", len(name)/2+1
+	for _, c := range t.Columns {
+		if d := distance(strings.ToLower(c.Name), strings.ToLower(name)); d < least {
+			found, least = c.Name, d
+		}
+	}
+	return found
+}
+
+// distance is how many letters must be changed, added or taken away to make b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // key looks whether a deleted row can be told from others.
