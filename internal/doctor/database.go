@@ -72,7 +72,11 @@ func (r *report) database(ctx context.Context) {
 
 	f, what, err := read(ctx, conn, r)
 	if err != nil {
-		r.add(what, Fail, "let source.dsn name a Postgres server itself, with its catalogs readable as they are at first", "it cannot be looked at: %s", oneLine(err))
+		remedy := "let source.dsn name a Postgres server itself"
+		if pe, ok := errors.AsType[*pgconn.PgError](err); ok && (pe.Code == "55P03" || pe.Code == "57014") {
+			remedy = "SELECT pid, usename, query FROM pg_stat_activity WHERE pid IN (SELECT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock');\n-- shows who holds a lock; try again when it has ended"
+		}
+		r.add(what, Fail, remedy, "it cannot be looked at: %s", oneLine(err))
 		for _, check := range afterConnection() {
 			if check != what {
 				r.add(check, Skip, "", "the database could not be read")

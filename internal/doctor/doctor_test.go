@@ -324,6 +324,12 @@ func TestFaults(t *testing.T) {
 			}, "publication", doctor.Warn, "FOR ALL TABLES", "DROP PUBLICATION", true, 0,
 		},
 		{
+			"all tables, and a slot that needs it", func(t *testing.T, b *bed) {
+				b.db.Exec(t, "DROP PUBLICATION "+b.name()+"; CREATE PUBLICATION "+b.name()+" FOR ALL TABLES WITH (publish_via_partition_root = true)")
+				b.db.Exec(t, "SELECT pg_create_logical_replication_slot('"+b.name()+"', 'pgoutput')")
+			}, "publication", doctor.Warn, "FOR ALL TABLES", "do not drop this one", false, 0,
+		},
+		{
 			"another table is broken", func(t *testing.T, b *bed) {
 				b.db.Exec(t, "CREATE TABLE other (n int)")
 				b.republish(t, "clients, balances, fields, other")
@@ -375,7 +381,7 @@ func TestFaults(t *testing.T) {
 			}, "database: login", doctor.Fail, `database "nowhere" is not on the server`, "check source.dsn", false, 0,
 		},
 		{
-			"no connection string", func(_ *testing.T, b *bed) { b.o.DSN = "postgres://host:port/" },
+			"no connection string", func(_ *testing.T, b *bed) { b.o.DSN = "postgres://billhook:hunter2@host:port/" },
 			"database: connection", doctor.Fail, "source.dsn: ", "postgres://", false, 0,
 		},
 		{

@@ -41,7 +41,11 @@ func (r *report) publication(f *facts) {
 		if err != nil {
 			sql = "CREATE PUBLICATION " + quote(p.Name) + " FOR TABLE ..."
 		}
-		r.add(checkPublication, Warn, "-- before the first attach only, because a slot cannot use a publication that is younger:\nDROP PUBLICATION "+quote(p.Name)+";\n"+sql+";",
+		remedy := "DROP PUBLICATION " + quote(p.Name) + ";\n" + sql + ";"
+		if f.slot != nil { // it cannot use a publication that is younger
+			remedy = "make another publication, and another slot after it, and start with an empty journal folder; while slot " + r.o.Slot + " is in use, do not drop this one"
+		}
+		r.add(checkPublication, Warn, remedy,
 			"%q is FOR ALL TABLES: every change in the database is sent, and a table without a replica identity cannot be updated", p.Name)
 	}
 	r.broken(f)

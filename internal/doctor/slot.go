@@ -58,7 +58,7 @@ func (r *report) slot(f *facts) {
 	case s.Active && r.holder != "" && r.ours(s.Holder):
 		r.add(checkSlot, OK, "", "%q is in use by %s: the billhook that runs here as %s", s.Name, s.Holder, r.holder)
 	case s.Active:
-		r.add(checkSlot, Warn, another, "%q is in use by %s, and no billhook runs on this machine with this journal: a start would end, or wait with --standby", s.Name, s.Holder)
+		r.add(checkSlot, Warn, "source: {slot: billhook_2} # unless that is this billhook, on another machine", "%q is in use by %s, and no billhook runs on this machine with this journal: a start would end, or wait with --standby", s.Name, s.Holder)
 	default:
 		r.add(checkSlot, OK, "", "%q is there and free", s.Name)
 	}
