@@ -137,7 +137,7 @@ func command(text, remedy string) (string, string) {
 		}
 		return before, program + " " + line
 	}
-	return text, remedy
+	return text, strings.TrimPrefix(remedy, "or ")
 }
 
 // checkedTables are the mapped tables with their places in the file.
