@@ -22,11 +22,18 @@ import (
 // ID names an event for ever: the timeline and commit LSN of its transaction and
 // its ordinal among the events of that transaction, from 1. A change LSN alone
 // would not do: all rows of one COPY share one.
+//
+// An event that no change of a transaction made, such as one fired by the clock,
+// has the LSN of the last transaction before it and an ordinal from FirstOutside.
 type ID struct {
 	Timeline  uint32
 	CommitLSN wal.LSN
 	Ordinal   uint32
 }
+
+// FirstOutside is the first ordinal of events that come after a transaction
+// without being made by it.
+const FirstOutside = 1 << 31
 
 // ParseID reads the text form, "1-16/B374D848-3".
 func ParseID(s string) (ID, error) {

@@ -67,6 +67,7 @@ type Intake struct {
 	decoder  *wal.Decoder
 	batch    *journal.Batch
 	position journal.Position // of the last transaction or keepalive taken in
+	outside  event.ID         // the last id that outsideID gave, or the journal's last event
 
 	open         bool // inside a transaction
 	skipping     bool // inside one that the journal has already
@@ -111,6 +112,7 @@ func New(o Options) (*Intake, error) {
 	}
 	in.batch = o.Journal.NewBatch()
 	in.position, _ = o.Journal.Position()
+	in.outside = o.Journal.LastEvent()
 	return in, nil
 }
 
@@ -304,6 +306,19 @@ func (in *Intake) begin(s *replication.Session) error {
 	in.dirty = true
 	in.idleSince = time.Time{}
 	return nil
+}
+
+// outsideID returns the next id for an event that no change made. It follows the
+// last transaction in the batch and precedes every later one, so it may not be
+// asked for while a transaction is open.
+func (in *Intake) outsideID() event.ID {
+	id := event.ID{Timeline: in.position.Timeline, CommitLSN: in.position.CommitLSN, Ordinal: event.FirstOutside}
+	if in.outside.Compare(id) >= 0 {
+		id = in.outside
+		id.Ordinal = max(id.Ordinal+1, event.FirstOutside)
+	}
+	in.outside = id
+	return id
 }
 
 func (in *Intake) message(m *wal.Message) error {

@@ -490,6 +490,14 @@ func (j *Journal) Position() (Position, bool) {
 	return Position{}, false
 }
 
+// LastEvent returns the id of the last event that was added, the zero ID if there
+// was none. It outlives the event's retention.
+func (j *Journal) LastEvent() event.ID {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.lastEvent
+}
+
 // ack is a commit of intake that is applied and not yet durable.
 type ack struct {
 	edit     *edit
