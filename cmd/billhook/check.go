@@ -35,7 +35,7 @@ The exit code is 0 when nothing failed; warnings do not fail.`,
 			if output != "table" && output != "json" {
 				return usageError{fmt.Errorf("--output %s: want table or json", output)}
 			}
-			list, ended := app.Check(cmd.Context(), app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion()})
+			list, ended := app.Check(cmd.Context(), app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion(), Launcher: launcher()})
 			var err error
 			if output == "json" {
 				err = encodeFindings(cmd.OutOrStdout(), list)

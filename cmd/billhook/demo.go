@@ -73,7 +73,7 @@ func attach(ctx context.Context, c demo.AttachConfig, verbose bool) (*demo.Attac
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
 	l, err := app.Load(app.Options{
-		ConfigPath: file, HandlersPath: c.Handlers, Version: buildVersion(), Logger: log,
+		ConfigPath: file, HandlersPath: c.Handlers, Version: buildVersion(), Launcher: launcher(), Logger: log,
 		Env: func(name string) (string, bool) {
 			if v, ok := c.Env[name]; ok {
 				return v, true

@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/billhook/billhook/internal/handler/script"
 )
 
 // version is set when a release is built.
@@ -30,6 +32,9 @@ const (
 type usageError struct{ error }
 
 func main() {
+	if os.Args[0] == script.LaunchName {
+		os.Exit(script.Launch(os.Args))
+	}
 	keepDescriptors()
 	os.Exit(run(os.Args[1:]))
 }

@@ -41,7 +41,7 @@ mistake is refused with the reason, and the last good one stays in force.`,
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(gcPercent)
 			}
-			l, err := app.Load(app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion(), Standby: standby})
+			l, err := app.Load(app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion(), Launcher: launcher(), Standby: standby})
 			if err != nil {
 				return err
 			}

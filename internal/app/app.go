@@ -46,6 +46,8 @@ type Options struct {
 	Standby bool
 	// Listener serves the HTTP face instead of http.listen.
 	Listener net.Listener
+	// Launcher is the command that starts scripts with limits, see script.Options.
+	Launcher string
 }
 
 // Loaded is a configuration that has been read and judged, with nothing opened
@@ -145,7 +147,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	}
 	undo = append(undo, func() { _ = a.listener.Close() })
 
-	definedNow, made, err := build(l.Handlers, nil, l.Options.Version)
+	definedNow, made, err := build(l.Handlers, nil, l.Options)
 	if err != nil {
 		return nil, err
 	}

@@ -87,19 +87,19 @@ func handlerFindings(o Options, b *config.Billhook) []doctor.Finding {
 	}
 	list := []doctor.Finding{good(checkHandlers, "%s: %d handlers", o.HandlersPath, len(h.Handlers))}
 	for i := range h.Handlers {
-		list = append(list, handlerFinding(h, h.Handlers[i], o.Version)...)
+		list = append(list, handlerFinding(h, h.Handlers[i], o)...)
 	}
 	return list
 }
 
-func handlerFinding(h *config.Handlers, c config.Handler, version string) []doctor.Finding {
+func handlerFinding(h *config.Handlers, c config.Handler, o Options) []doctor.Finding {
 	check := fmt.Sprintf("handler %d", c.ID)
 	status := c.Status
 	if status == config.Disabled {
 		c.Status = config.Enabled // so that what is wrong with it is said
 	}
 	p := &problems{}
-	d := p.handler(h, c, version)
+	d := p.handler(h, c, o)
 	if d.Call != nil {
 		_ = d.Call.Close() // it was never called
 	}

@@ -29,7 +29,7 @@ type defined struct {
 // build makes dispatch handlers of a loaded file. A handler whose definition is
 // the same as before is the same pointer, so that dispatch leaves it alone. When
 // anything is wrong nothing is made.
-func build(h *config.Handlers, before map[int]defined, version string) (map[int]defined, []*dispatch.Handler, error) {
+func build(h *config.Handlers, before map[int]defined, o Options) (map[int]defined, []*dispatch.Handler, error) {
 	p := &problems{}
 	now := make(map[int]defined, len(h.Handlers))
 	var made []*dispatch.Handler
@@ -42,7 +42,7 @@ func build(h *config.Handlers, before map[int]defined, version string) (map[int]
 			made = append(made, old.made)
 			continue
 		}
-		d := p.handler(h, c, version)
+		d := p.handler(h, c, o)
 		if d.Call != nil {
 			fresh = append(fresh, d.Call)
 		}
@@ -65,7 +65,7 @@ func withoutPlaces(c config.Handler) config.Handler {
 	return c
 }
 
-func (p *problems) handler(h *config.Handlers, c config.Handler, version string) *dispatch.Handler {
+func (p *problems) handler(h *config.Handlers, c config.Handler, o Options) *dispatch.Handler {
 	at := func(field string) config.Pos { return h.At(c.Pos.Field + "." + field) }
 	d := &dispatch.Handler{
 		ID: c.ID, Name: c.Name, Kind: c.Kind(), Events: slices.Clone(c.Events), Priority: c.Priority,
@@ -125,11 +125,11 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, version string)
 	kind := c.Kind()
 	switch {
 	case c.HTTP != nil:
-		call, err = http.New(httpOptions(c, version))
+		call, err = http.New(httpOptions(c, o.Version))
 	case c.Script != nil:
-		var o script.Options
-		if o, err = scriptOptions(c); err == nil {
-			call, err = script.New(o)
+		var so script.Options
+		if so, err = scriptOptions(c, o.Launcher); err == nil {
+			call, err = script.New(so)
 		}
 	case c.Plugin != nil:
 		p.unsupported(at("plugin"), "a plugin")
@@ -196,7 +196,7 @@ func capture(n config.ByteSize) int {
 	return int(n)
 }
 
-func scriptOptions(c config.Handler) (script.Options, error) {
+func scriptOptions(c config.Handler, launcher string) (script.Options, error) {
 	s := c.Script
 	path, err := filepath.Abs(s.Path)
 	if err != nil {
@@ -205,7 +205,7 @@ func scriptOptions(c config.Handler) (script.Options, error) {
 	o := script.Options{
 		Path: path, Dir: s.Workdir, User: s.User, Group: s.Group, Timeout: c.Timeout, KillGrace: s.KillGrace,
 		Success: texts(s.ExitCodes.Success), Retry: texts(s.ExitCodes.Retry), Permanent: texts(s.ExitCodes.Permanent),
-		CaptureLimit: capture(c.Capture),
+		CaptureLimit: capture(c.Capture), Launcher: launcher,
 		Limits: script.Limits{
 			OpenFiles: int64(s.Limits.OpenFiles), Processes: int64(s.Limits.Processes),
 			AddressSpace: int64(s.Limits.AddressSpace), FileSize: int64(s.Limits.FileSize), CPU: s.Limits.CPU,

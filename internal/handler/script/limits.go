@@ -11,7 +11,7 @@ import (
 )
 
 // Limits bounds what a run may use; zero is no limit beyond Billhook's own. Core
-// dumps are always off. They are set on Linux only, right after the start.
+// dumps are always off.
 type Limits struct {
 	OpenFiles    int64
 	Processes    int64         // of the user, not of the run: useful with a user of its own
@@ -26,7 +26,7 @@ type rlimit struct {
 }
 
 func (l Limits) list() ([]rlimit, error) {
-	out := []rlimit{{unix.RLIMIT_CORE, 0}}
+	var out []rlimit
 	for _, v := range []struct {
 		name     string
 		resource int

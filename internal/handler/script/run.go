@@ -5,8 +5,10 @@ package script
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -32,6 +34,7 @@ type run struct {
 	argv, env      []string
 	identity       identity
 	limits         []rlimit
+	launcher       string
 	stdin          []byte
 	stdout, stderr *exchange.Buffer
 	killGrace      time.Duration
@@ -173,7 +176,7 @@ func (r *run) start(ctx context.Context) (_ started, err error) {
 	var p *os.Process
 	pause := time.Millisecond
 	for try := 1; ; try++ {
-		p, err = os.StartProcess(r.path, r.argv, attr)
+		p, err = r.startProcess(attr)
 		if !errors.Is(err, syscall.ETXTBSY) || try == busyTries {
 			break
 		}
@@ -193,11 +196,37 @@ func (r *run) start(ctx context.Context) (_ started, err error) {
 		}
 		return started{}, err
 	}
-	setLimits(p.Pid, r.limits)
+	dumpNoCore(p.Pid)
 	for _, f := range attr.Files {
 		_ = f.Close()
 	}
 	return started{p, stdout, stderr}, nil
+}
+
+// startProcess starts the program, by way of the launcher if it has limits.
+func (r *run) startProcess(attr *os.ProcAttr) (*os.Process, error) {
+	if len(r.limits) == 0 {
+		return os.StartProcess(r.path, r.argv, attr)
+	}
+	report, childReport, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = report.Close() }()
+	launch := *attr
+	launch.Files = append(slices.Clip(attr.Files), childReport) // becomes reportFD
+	argv := append([]string{LaunchName, formatLimits(r.limits), r.path}, r.argv[1:]...)
+	p, err := os.StartProcess(r.launcher, argv, &launch)
+	_ = childReport.Close()
+	if err != nil {
+		// Not wrapped: it is not the program that is at fault.
+		return nil, fmt.Errorf("start the launcher %s: %v", r.launcher, err)
+	}
+	if err := launched(report); err != nil {
+		_, _ = p.Wait()
+		return nil, err
+	}
+	return p, nil
 }
 
 // signalName returns "signal 9 (SIGKILL)".

@@ -51,13 +51,6 @@ func bury(group int) {
 
 func maxRSS(u *syscall.Rusage) int64 { return u.Maxrss << 10 }
 
-// setLimits limits a program that was just started. It has had no time to do
-// anything of note, so this guards against accidents as well as setting them
-// before the start would; not against a program that means harm.
-func setLimits(pid int, limits []rlimit) {
-	for _, l := range limits {
-		// It fails for a limit above the one that already holds, which is well.
-		v := unix.Rlimit{Cur: l.value, Max: l.value}
-		_ = unix.Prlimit(pid, l.resource, &v, nil)
-	}
-}
+// dumpNoCore turns core dumps off for a program that was just started: they would
+// hold payloads and secrets.
+func dumpNoCore(pid int) { _ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil) }

@@ -95,6 +95,9 @@ type Options struct {
 	CaptureLimit int
 
 	Limits Limits
+	// Launcher is the path of a command that hands its arguments to Launch, which
+	// sets Limits; it is required with them.
+	Launcher string
 }
 
 // Var is an environment variable that the operator adds.
@@ -120,6 +123,7 @@ type Handler struct {
 	retryLimit time.Duration
 	capture    int
 	limits     []rlimit
+	launcher   string
 	adopts     bool
 }
 
@@ -135,6 +139,7 @@ func New(o Options) (*Handler, error) {
 		killGrace:  o.KillGrace,
 		retryLimit: o.RetryAfterMax,
 		capture:    o.CaptureLimit,
+		launcher:   o.Launcher,
 		adopts:     adopts(),
 	}
 	if h.dir == "" {
@@ -163,6 +168,9 @@ func New(o Options) (*Handler, error) {
 	}
 	if h.limits, err = o.Limits.list(); err != nil {
 		return nil, err
+	}
+	if len(h.limits) > 0 && h.launcher == "" {
+		return nil, errors.New("limits need a launcher, and there is none")
 	}
 	if err := h.setEnv(o.Env); err != nil {
 		return nil, err
@@ -295,7 +303,7 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 	}
 	r := run{
 		path: h.path, argv: h.argv, dir: h.dir, env: slices.Concat(h.env, vars), identity: h.identity,
-		stdin: d.Body, killGrace: h.killGrace, limits: h.limits, adopts: h.adopts,
+		stdin: d.Body, killGrace: h.killGrace, limits: h.limits, launcher: h.launcher, adopts: h.adopts,
 		stdout: exchange.NewBuffer(h.capture), stderr: exchange.NewBuffer(h.capture),
 	}
 	exit, err := r.do(ctx)

@@ -576,19 +576,62 @@ func TestUser(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
+	self := "/proc/self/exe"
 	if runtime.GOOS != "linux" {
-		t.Skip("set on Linux only")
+		self, _ = os.Executable()
 	}
-	// The limits are set right after the start; reading a payload makes sure that
-	// they are there.
-	res, err := handle(t, script.Options{
-		Path:   sh(t, `cat >/dev/null; ulimit -n; ulimit -f; ulimit -c; ulimit -t`),
-		Limits: script.Limits{OpenFiles: 77, FileSize: 10 << 10, CPU: 1500 * time.Millisecond},
-	})
-	if err != nil || string(res.Response.Body) != "77\n20\n0\n2\n" {
-		t.Errorf("%v, output %q", err, res.Response.Body)
+	limits := script.Limits{OpenFiles: 77, FileSize: 10 << 10, CPU: 1500 * time.Millisecond}
+	o := script.Options{Path: sh(t, `ulimit -n; ulimit -f; ulimit -t; [ -e /proc/$$/fd/3 ] && echo leak; echo "$0 $*"`), Args: []string{"a b", "c"}, Limits: limits, Launcher: self}
+	for range 5 {
+		res, err := handle(t, o)
+		if want := "77\n20\n2\n" + o.Path + " a b c\n"; err != nil || string(res.Response.Body) != want {
+			t.Errorf("%v, output %q, want %q", err, res.Response.Body, want)
+		}
 	}
-	if _, err := script.New(script.Options{Path: sh(t, ""), Limits: script.Limits{OpenFiles: -1}}); err == nil {
+	if os.Getuid() == 0 {
+		// As another user, who may not go above the hard limit.
+		dir, err := os.MkdirTemp("", "billhook-script-test") // t.TempDir is closed to others
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		o := o
+		o.Path = filepath.Join(dir, "script")
+		if err := os.WriteFile(o.Path, []byte("#!/bin/sh\nulimit -n; id -u\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		o.User, o.Limits = "31337", script.Limits{OpenFiles: 1 << 40, Processes: 500}
+		var most unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &most); err != nil {
+			t.Fatal(err)
+		}
+		res, err := handle(t, o)
+		if want := fmt.Sprintf("%d\n31337\n", most.Max); err != nil || string(res.Response.Body) != want {
+			t.Errorf("%v, output %q, want %q", err, res.Response.Body, want)
+		}
+	}
+
+	// What keeps the program from starting is told as without limits.
+	gone := o
+	gone.Path = sh(t, "")
+	h := newHandler(t, gone)
+	if err := os.Remove(gone.Path); err != nil {
+		t.Fatal(err)
+	}
+	res, err := h.Handle(t.Context(), handlertest.Delivery(payload))
+	if !errors.Is(err, os.ErrNotExist) || res.Reason != handler.ReasonStart {
+		t.Errorf("reason %q, error %v", res.Reason, err)
+	}
+
+	o.Launcher = ""
+	if _, err := script.New(o); err == nil || !strings.Contains(err.Error(), "launcher") {
+		t.Errorf("limits without a launcher: %v", err)
+	}
+	o.Launcher, o.Limits.OpenFiles = self, -1
+	if _, err := script.New(o); err == nil {
 		t.Error("a negative limit was taken")
 	}
 }
