@@ -120,15 +120,18 @@ func (r *receiver) ServeHTTP(w nethttp.ResponseWriter, req *nethttp.Request) {
 			return
 		}
 		panic(nethttp.ErrAbortHandler)
-	case r.b.Outcome == handlertest.Hang && r.b.Stubborn:
-		<-r.stop
-		return
 	case r.b.Outcome == handlertest.Hang:
-		select {
-		case <-req.Context().Done():
-		case <-r.stop:
+		if !r.b.Stubborn {
+			select {
+			case <-req.Context().Done():
+			case <-r.stop:
+			}
+		} else {
+			<-r.stop
 		}
-		return
+		// To return would answer 200, which a caller that is just giving up, and
+		// has said so, may still read.
+		panic(nethttp.ErrAbortHandler)
 	}
 	w.Header().Set("Content-Type", "text/plain")
 	if r.b.Answer != "" {
