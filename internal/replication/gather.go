@@ -15,8 +15,9 @@ import (
 //   - narrows its window (SO_RCVBUF), so that it closes soon;
 //   - pauses, long enough for about a megabyte to gather on the sender's side, with
 //     the low-water mark (SO_RCVLOWAT) raised, so that nothing wakes it meanwhile;
-//   - reads until nothing is left, which opens the window again and again and
-//     lets the large segments through.
+//   - reads while much is left, which opens the window again and again and lets
+//     the large segments through. To read to the last byte would be to keep up with
+//     the sender, with the window open, and to be back at a segment per message.
 //
 // To wake when the window is full and read at once does not do: the sender's queue
 // is then still empty, and all goes through the open window.
@@ -34,13 +35,24 @@ import (
 //	       or nothing came
 const (
 	gatherWindow    = 64 << 10
-	gatherTarget    = 1 << 20 // bytes of one pause and the reads after it
+	gatherTarget    = 1 << 20  // bytes of one pause and the reads after it
+	gatherLeast     = 16 << 10 // bytes that are worth another read
+	gatherWait      = 200 * time.Microsecond
 	gatherMin       = time.Millisecond
 	gatherMax       = 20 * time.Millisecond
 	gatherBegin     = 100 * time.Millisecond // of lag
 	gatherEnd       = 50 * time.Millisecond
 	gatherRoundTrip = 500 * time.Microsecond
 )
+
+// least returns what queued must be to be worth another read. Below TLS the kernel
+// does not tell: the connection holds records back that it has read already.
+func least(c net.Conn) int {
+	if _, ok := c.(*tls.Conn); ok {
+		return 1
+	}
+	return gatherLeast
+}
 
 // tcpOf returns the TCP connection below TLS or nothing, nil if there is none: a
 // unix socket.
@@ -65,12 +77,12 @@ func (g *gatherer) rest() {
 	g.lowWater(1)
 }
 
-// more reports whether there is more to read. When there is nothing it gives the
+// more reports whether another read is worth it. When it is not yet it gives the
 // sender the time to see that the window is open again.
 func (g *gatherer) more() bool {
-	if g.queued() > 0 {
+	if g.queued() >= g.least {
 		return true
 	}
-	time.Sleep(2 * g.trip)
-	return g.queued() > 0
+	time.Sleep(max(2*g.trip, gatherWait))
+	return g.queued() >= g.least
 }

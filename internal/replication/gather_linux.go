@@ -11,6 +11,7 @@ import (
 // gatherer holds reads back until much can be read.
 type gatherer struct {
 	raw   syscall.RawConn
+	least int           // bytes that are worth another read
 	trip  time.Duration // shortest round trip
 	on    bool
 	pause time.Duration
@@ -27,7 +28,7 @@ func newGatherer(c net.Conn) *gatherer {
 	if err != nil {
 		return nil
 	}
-	return &gatherer{raw: raw}
+	return &gatherer{raw: raw, least: least(c)}
 }
 
 // roundTrip returns the shortest that the kernel has measured, 0 when it does not say.

@@ -11,6 +11,7 @@ import (
 // way this needs. Reads are plain.
 type gatherer struct {
 	on    bool
+	least int
 	trip  time.Duration
 	pause time.Duration
 	cycle int
