@@ -8,8 +8,9 @@ type Billhook struct {
 	Version int `yaml:"version" jsonschema:"required,minimum=1,maximum=1"`
 	// Source says which database is followed.
 	Source Source `yaml:"source" jsonschema:"required"`
-	// Preset names a ready mapping: jerasoft, jerasoft-old or generic. An entity
-	// that the file maps itself replaces the preset's entity of that name as a whole.
+	// Preset names a ready mapping: jerasoft, jerasoft-old, lago, yeti or generic. An
+	// entity that the file maps itself replaces the preset's entity of that name as a
+	// whole, and with it the preset's own events of that entity.
 	Preset string `yaml:"preset,omitempty"`
 	// Entities maps what billing talks about to tables. Required without preset.
 	Entities Entities `yaml:"entities,omitempty"`
@@ -104,6 +105,10 @@ type Accounts struct {
 	// Client is the column that leads to the client, whose lane the entity then
 	// shares. Without it every row is its own lane.
 	Client Columns `yaml:"client,omitempty"`
+	// Balance says where an account's balance is, when accounts have one of their
+	// own: clients.accounts.balance_zero and clients.accounts.balance_notzero. It
+	// stands in the accounts' own table.
+	Balance *Balance `yaml:"balance,omitempty"`
 }
 
 // Packages is the entity "packages".
@@ -123,10 +128,11 @@ type Packages struct {
 }
 
 // Transition is something that happens to a row: a column takes a value (value,
-// in), becomes set or empty (set), moves (moves), or a time in a column comes
-// (at). Exactly one of value, in, set, moves and at is given.
+// in), becomes set or empty (set), moves (moves), a time in a column comes (at), or
+// the row is deleted (deleted). Exactly one of value, in, set, moves, at and deleted
+// is given.
 type Transition struct {
-	// Column is the column that is looked at. Not with at.
+	// Column is the column that is looked at. Not with at and deleted.
 	Column string `yaml:"column,omitempty"`
 	// Value fires when the column turns to this value.
 	Value *Text `yaml:"value,omitempty"`
@@ -139,6 +145,9 @@ type Transition struct {
 	// At names a column with a time: fires by the clock when that time has come and
 	// the row still holds it.
 	At string `yaml:"at,omitempty"`
+	// Deleted fires when the row is deleted, and only then. For close alone, where
+	// closed rows are deleted and not marked.
+	Deleted bool `yaml:"deleted,omitempty"`
 	// When is a further condition in CEL over old, new, changed, op and tx.
 	When Expr `yaml:"when,omitempty"`
 }
@@ -152,9 +161,12 @@ const (
 	Backward Direction = "backward"
 )
 
-// Balance is where a client's balance is and when it counts as run out.
+// Balance is where a balance is, a client's or an account's, and when it counts as
+// run out.
 type Balance struct {
-	// Table is the table of balances, when it is not the clients' own.
+	// Table is the table of balances, when it is not the clients' own. A client has at
+	// most one row in it; where it can have several, each is an account: see
+	// entities.accounts.balance.
 	Table Table `yaml:"table,omitempty"`
 	// Key lists the columns of that table that hold the client's key. Required with
 	// table.

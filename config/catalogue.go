@@ -40,6 +40,8 @@ func Catalogue() []EventType {
 		{Name: "clients.accounts.create", Title: "Accounts create", Entity: "accounts", Needs: accounts},
 		{Name: "clients.accounts.update", Title: "Accounts update", Entity: "accounts", Needs: accounts},
 		{Name: "clients.accounts.delete", Title: "Accounts delete", Entity: "accounts", Needs: accounts},
+		{Name: "clients.accounts.balance_zero", Title: "Accounts balance became <= 0", Entity: "accounts", Needs: accounts + ".balance"},
+		{Name: "clients.accounts.balance_notzero", Title: "Accounts balance became >= 0", Entity: "accounts", Needs: accounts + ".balance"},
 		{Name: "clients.accounts.truncate", Title: "Accounts truncate", Entity: "accounts", Needs: accounts + ".truncate"},
 
 		{Name: "clients.packages.assign", Title: "Clients Packages assign", Entity: "packages", Needs: packages},
@@ -55,6 +57,9 @@ func Catalogue() []EventType {
 			if verb, ok := strings.CutPrefix(t.Name, family.name+"."); ok {
 				for _, alias := range family.aliases {
 					t.Aliases = append(t.Aliases, alias+"."+verb)
+				}
+				if _, words, ok := strings.Cut(t.Title, "balance"); ok {
+					verb = "balance" + words
 				}
 				for _, title := range family.titles {
 					t.Aliases = append(t.Aliases, title+" "+verb)
@@ -191,6 +196,8 @@ func (b *Billhook) mapped(needs string) bool {
 		return c != nil && c.Truncate
 	case "entities.accounts":
 		return a != nil
+	case "entities.accounts.balance":
+		return a != nil && a.Balance != nil
 	case "entities.accounts.truncate":
 		return a != nil && a.Truncate
 	case "entities.packages":

@@ -33,19 +33,21 @@ func PresetFile(name string) (text []byte, ok bool) {
 
 // preset is the shape of a preset's file: a part of billhook.yaml.
 type preset struct {
-	Entities Entities `yaml:"entities" jsonschema:"required"`
+	Entities Entities         `yaml:"entities" jsonschema:"required"`
+	Events   map[string]Event `yaml:"events,omitempty"`
 }
 
 func (*preset) setDefaults() {}
 
 // loadPreset reads an embedded preset with the same rules as the file itself.
-func loadPreset(name string) (Entities, error) {
+func loadPreset(name string) (preset, error) {
 	text, _ := PresetFile(name)
 	d := newDecoder("preset "+name, text, nil)
 	var p preset
 	if root, ok := d.parse(); ok {
 		d.decode(root, valueOf(&p), "", "")
 		d.entities(&p.Entities)
+		d.events(&Billhook{Entities: p.Entities, Events: p.Events})
 	}
-	return p.Entities, d.err()
+	return p, d.err()
 }

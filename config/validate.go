@@ -17,13 +17,14 @@ func (d *decoder) billhook(b *Billhook) {
 	d.source(&b.Source)
 
 	named := b.Entities // what the file maps itself
+	var ready preset
 	if d.has("preset") && !d.failed["preset"] {
 		if slices.Contains(Presets(), b.Preset) {
-			p, err := loadPreset(b.Preset)
-			if err != nil {
+			var err error
+			if ready, err = loadPreset(b.Preset); err != nil {
 				d.fail("preset", "the preset is broken: "+err.Error(), "report this, and map the entities yourself")
 			}
-			b.Entities = merge(p, named)
+			b.Entities = merge(ready.Entities, named)
 		} else {
 			remedy := "known presets: " + strings.Join(Presets(), ", ")
 			if guess := nearest(b.Preset, Presets()); guess != "" {
@@ -37,6 +38,7 @@ func (d *decoder) billhook(b *Billhook) {
 	d.entities(&named)
 	d.tables(&b.Entities)
 	d.events(b)
+	b.Events = mergeEvents(ready.Events, named, b.Events)
 
 	d.path("journal.path", &b.Journal.Path)
 	d.positive("journal.retention", b.Journal.Retention, "30d")
@@ -56,6 +58,26 @@ func merge(p, own Entities) Entities {
 		p.Packages = own.Packages
 	}
 	return p
+}
+
+// mergeEvents adds the preset's own events to those of the file, but for the ones
+// that it has by that name, and those of entities that it maps itself: their columns
+// may be others.
+func mergeEvents(ready map[string]Event, named Entities, own map[string]Event) map[string]Event {
+	for _, name := range sortedKeys(ready) {
+		e := ready[name]
+		if m, _ := named.mapping(e.Entity); m != nil {
+			continue
+		}
+		if _, taken := own[name]; taken {
+			continue
+		}
+		if own == nil {
+			own = map[string]Event{}
+		}
+		own[name] = e
+	}
+	return own
 }
 
 func (d *decoder) source(s *Source) {
@@ -118,20 +140,22 @@ func (d *decoder) entities(es *Entities) {
 		const at = "entities.clients"
 		d.mapping(at, &c.Mapping)
 		d.transition(at+".archive", c.Archive)
-		d.balance(at+".balance", c)
+		d.balance(at+".balance", &c.Mapping, c.Balance)
 		d.customFields(at+".custom_fields", c)
 	}
 	if a := es.Accounts; a != nil {
 		const at = "entities.accounts"
 		d.mapping(at, &a.Mapping)
-		d.columns(at+".client", a.Client)
-		d.readable(at+".client", &a.Mapping, a.Client...)
+		d.lane(at+".client", &a.Mapping, a.Client)
+		d.balance(at+".balance", &a.Mapping, a.Balance)
+		if a.Balance != nil && d.has(at+".balance.table") {
+			d.fail(at+".balance.table", "the balance of accounts stands in a table of its own", "only clients can have that: map the column of "+a.Table.String())
+		}
 	}
 	if p := es.Packages; p != nil {
 		const at = "entities.packages"
 		d.mapping(at, &p.Mapping)
-		d.columns(at+".client", p.Client)
-		d.readable(at+".client", &p.Mapping, p.Client...)
+		d.lane(at+".client", &p.Mapping, p.Client)
 		for _, t := range []struct {
 			name string
 			t    *Transition
@@ -144,6 +168,23 @@ func (d *decoder) entities(es *Entities) {
 	}
 	if c := es.Clients; c != nil && c.Archive != nil {
 		d.readable("entities.clients.archive", &c.Mapping, c.Archive.Column, c.Archive.At)
+	}
+}
+
+// lane judges the columns that lead to the client. They can be neither excluded nor
+// masked, since the lane shows them.
+func (d *decoder) lane(field string, m *Mapping, cs Columns) {
+	d.columns(field, cs)
+	d.readable(field, m, cs...)
+	d.shown(field, m, "the lane shows it", cs...)
+}
+
+// shown demands that columns that payloads show elsewhere are not masked.
+func (d *decoder) shown(field string, m *Mapping, where string, cs ...string) {
+	for _, c := range cs {
+		if c != "" && slices.Contains(m.Mask, c) {
+			d.fail(field, "the column "+strconv.Quote(c)+" is masked, but "+where, "remove it from mask, or map another column")
+		}
 	}
 }
 
@@ -230,7 +271,18 @@ func (d *decoder) one(at, remedy string, names ...string) bool {
 }
 
 func (d *decoder) transition(at string, t *Transition) {
-	if t == nil || !d.one(at, "write {column: status, value: archive}, {column: deleted_at, set: true}, {column: period_start_dt, moves: forward} or {at: stop_dt}", "value", "in", "set", "moves", "at") {
+	if t == nil || !d.one(at, "write {column: status, value: archive}, {column: deleted_at, set: true}, {column: period_start_dt, moves: forward} or {at: stop_dt}", "value", "in", "set", "moves", "at", "deleted") {
+		return
+	}
+	if d.has(at + ".deleted") {
+		switch {
+		case !t.Deleted:
+			d.fail(at+".deleted", "it is false", "write true, or remove it")
+		case !strings.HasSuffix(at, ".close"):
+			d.fail(at+".deleted", "only close can be a deletion", "name a column and what becomes of it")
+		case d.has(at + ".column"):
+			d.fail(at+".column", "column stands beside deleted", "remove one of them")
+		}
 		return
 	}
 	if len(t.In) == 0 && d.has(at+".in") {
@@ -250,8 +302,7 @@ func (d *decoder) transition(at string, t *Transition) {
 	d.column(at+".column", t.Column)
 }
 
-func (d *decoder) balance(at string, c *Clients) {
-	b := c.Balance
+func (d *decoder) balance(at string, c *Mapping, b *Balance) {
 	if b == nil {
 		return
 	}
@@ -272,9 +323,9 @@ func (d *decoder) balance(at string, c *Clients) {
 		d.fail(at+".key", fmt.Sprintf("it has %d columns, but the clients' key has %d", len(b.Key), len(c.Key)), "name one column for each of the clients' key columns, in their order")
 	}
 	d.columns(at+".key", b.Key)
-	if b.Table.IsZero() {
-		d.readable(at, &c.Mapping, b.Column)
-	}
+	// mask and exclude hold for the tables beside the clients' own as well.
+	d.readable(at, c, append(slices.Clone(b.Key), b.Column)...)
+	d.shown(at+".key", c, "object_id shows it", b.Key...)
 	d.sides(at, &b.Sides)
 }
 
@@ -313,6 +364,9 @@ func (d *decoder) customFields(at string, c *Clients) {
 		if d.has(at + ".value") {
 			d.column(at+".value", f.Value)
 		}
+		d.readable(at, &c.Mapping, append(slices.Clone(f.Client), f.Name, f.Value)...)
+		d.shown(at+".client", &c.Mapping, "object_id shows it", f.Client...)
+		d.shown(at+".name", &c.Mapping, "payloads name fields by it", f.Name)
 		if len(f.Key) == 0 && f.Name != "" {
 			f.Key = append(slices.Clone(f.Client), f.Name)
 		}

@@ -171,8 +171,10 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 		columns(main, false, at+".key", e.Key)
 		columns(main, false, at+".client", e.Client)
 		columns(main, true, at+".ignore", e.Ignore)
-		columns(main, true, at+".mask", e.Mask)
-		columns(main, true, at+".exclude", e.Exclude)
+		// What is masked or excluded may stand in any table of the entity.
+		all := billing.Tables(billing.Mapping{Entities: []billing.Entity{e}})
+		columns(all, true, at+".mask", e.Mask)
+		columns(all, true, at+".exclude", e.Exclude)
 		for _, t := range []struct {
 			name string
 			test *billing.Test

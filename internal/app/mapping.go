@@ -78,7 +78,11 @@ func mapping(b *config.Billhook) (billing.Mapping, error) {
 		m.Entities = append(m.Entities, e)
 	}
 	if a := b.Entities.Accounts; a != nil {
-		m.Entities = append(m.Entities, p.entity(billing.Accounts, a.Mapping, a.Client))
+		e := p.entity(billing.Accounts, a.Mapping, a.Client)
+		if a.Balance != nil {
+			e.Balance = p.balance(b, "entities.accounts.balance", a.Balance)
+		}
+		m.Entities = append(m.Entities, e)
 	}
 	if s := b.Entities.Packages; s != nil {
 		const at = "entities.packages"
@@ -118,6 +122,8 @@ func (p *problems) test(b *config.Billhook, at string, t *config.Transition) *bi
 	}
 	out := &billing.Test{When: p.condition(t.When)}
 	switch {
+	case t.Deleted:
+		out.Deleted = true
 	case t.Moves != "":
 		out.Moves = &billing.Move{Column: t.Column, Backward: t.Moves == config.Backward}
 	default:

@@ -96,7 +96,7 @@ type Entity struct {
 	Truncate bool // a TRUNCATE of Table makes an event
 
 	Archive      *Test         // clients.archive
-	Balance      *Balance      // clients.balance_zero, clients.balance_notzero
+	Balance      *Balance      // clients.balance_zero, clients.balance_notzero; of Accounts clients.accounts.balance_zero and so on
 	CustomFields *CustomFields // clients.custom_fields.update
 
 	Activate   *Test // clients.packages.activate
@@ -110,11 +110,13 @@ type Test struct {
 	Becomes *Predicate // did not hold before, holds now
 	Changes []string   // at least one of these columns differs
 	Moves   *Move
+	Deleted bool            // the row is deleted: only for Close
 	When    *expr.Condition // over old, new, changed, op, tx
 }
 
 // Predicate is true of a row whose column has one of the values; with Set, whose
-// column is not NULL; with Unset, whose column is NULL.
+// column is not NULL; with Unset, whose column is NULL. Of a boolean column the
+// values are true and false.
 type Predicate struct {
 	Column     string
 	Values     []string
@@ -140,7 +142,8 @@ type Move struct {
 }
 
 // Balance says where the balance stands: in a column of the entity's table, or,
-// with Table, of a table beside it whose Key columns lead to the entity's key.
+// with Table, of a table beside it whose Key columns lead to the entity's key. Only
+// Clients may have such a table, and a client at most one row in it.
 type Balance struct {
 	Table *Table
 	Key   []string

@@ -58,7 +58,11 @@ func catalogue(e *Entity, r role) []*Rule {
 			add(Rule{Event: name("deactivate"), On: OnUpdate, Test: *e.Deactivate})
 		}
 		if e.Close != nil {
-			add(Rule{Event: name("close"), On: OnUpdate | OnDelete, Test: *e.Close})
+			on := OnUpdate | OnDelete
+			if e.Close.Deleted {
+				on = OnDelete
+			}
+			add(Rule{Event: name("close"), On: on, Test: *e.Close})
 		}
 		return rules
 	default:
@@ -90,9 +94,13 @@ func balanceRules(e *Entity) []*Rule {
 	down, up := t, t
 	down.Below = true
 	told := e.Balance.Amount.Columns()[:1]
+	prefix := "clients." + e.Name
+	if e.Name == Clients {
+		prefix = Clients
+	}
 	return []*Rule{
-		{Event: event.Type(e.Name + ".balance_zero"), Entity: e.Name, On: OnInsert | OnUpdate, Threshold: &down, told: told},
-		{Event: event.Type(e.Name + ".balance_notzero"), Entity: e.Name, On: OnUpdate, Threshold: &up, told: told},
+		{Event: event.Type(prefix + ".balance_zero"), Entity: e.Name, On: OnInsert | OnUpdate, Threshold: &down, told: told},
+		{Event: event.Type(prefix + ".balance_notzero"), Entity: e.Name, On: OnUpdate, Threshold: &up, told: told},
 	}
 }
 
@@ -342,6 +350,9 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 			return b, false
 		}
 		b.becomes = text(i)
+		if p.kinds[i] == boolKind {
+			b.Rule = r.ofBool()
+		}
 	}
 	if r.Moves != nil {
 		i := find(r.Moves.Column, use)
@@ -384,6 +395,22 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 		}
 	}
 	return b, true
+}
+
+// ofBool returns the rule with its predicate's values as Postgres prints booleans.
+func (r *Rule) ofBool() *Rule {
+	own, becomes := *r, *r.Becomes
+	becomes.Values = slices.Clone(becomes.Values)
+	for i, v := range becomes.Values {
+		switch v {
+		case "true":
+			becomes.Values[i] = "t"
+		case "false":
+			becomes.Values[i] = "f"
+		}
+	}
+	own.Becomes = &becomes
+	return &own
 }
 
 // plot lays out the memory of the relation's rows.

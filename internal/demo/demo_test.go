@@ -366,7 +366,7 @@ func TestExampleFiles(t *testing.T) {
 
 // TestSchemaFiles sees that the files of testdata are the ones the demo runs.
 func TestSchemaFiles(t *testing.T) {
-	for name, want := range map[string]string{"billing.sql": schemaSQL, "role.sql": roleSQL} {
+	for name, want := range map[string]string{"jerasoft.sql": schemaSQL, "role.sql": roleSQL} {
 		got, err := os.ReadFile(filepath.Join("..", "..", "testdata", "schema", name))
 		if err != nil {
 			t.Fatal(err)
@@ -375,7 +375,7 @@ func TestSchemaFiles(t *testing.T) {
 			t.Errorf("testdata/schema/%s is not the demo's", name)
 		}
 	}
-	old, err := os.ReadFile(filepath.Join("..", "..", "testdata", "schema", "billing_old.sql"))
+	old, err := os.ReadFile(filepath.Join("..", "..", "testdata", "schema", "jerasoft-old.sql"))
 	if err != nil {
 		t.Fatal(err)
 	}

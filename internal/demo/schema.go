@@ -30,7 +30,7 @@ var (
 //go:embed switch.sh
 var switchScript string
 
-// Schema returns the SQL of the demo's billing database, as testdata/schema/billing.sql.
+// Schema returns the SQL of the demo's billing database, as testdata/schema/jerasoft.sql.
 func Schema() string { return schemaSQL }
 
 // Role returns the SQL that makes Billhook's least-privilege role, named

@@ -66,7 +66,8 @@ CREATE TABLE accounts (
     password        varchar(128),
     orig_enabled    bool NOT NULL DEFAULT true,
     orig_rate_table bigint,
-    term_rate_table bigint
+    term_rate_table bigint,
+    m_dt            timestamptz NOT NULL DEFAULT now()
 );
 
 CREATE TABLE packages (
@@ -86,7 +87,8 @@ CREATE TABLE clients_packages (
     start_dt        timestamptz,
     stop_dt         timestamptz,
     period_start_dt timestamptz,
-    period_stop_dt  timestamptz
+    period_stop_dt  timestamptz,
+    m_dt            timestamptz NOT NULL DEFAULT now()
 );
 
 CREATE TABLE transactions (

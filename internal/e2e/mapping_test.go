@@ -1,0 +1,314 @@
+package e2e
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+
+	"github.com/billhook/billhook/config"
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/pgtest"
+	"github.com/billhook/billhook/internal/wal"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files of testdata/presets")
+
+// TestPresets runs the statements of each testdata/presets/*.txtar in a real
+// database and compares what a receiver is told with the golden events: the
+// mapping as people get it, read from a file that names a preset or maps entities
+// itself. It does so with the replica identity that tables come with and with FULL;
+// but for old values that only one of them can know, the events are the same. And
+// each script makes every event type that its mapping can.
+func TestPresets(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../../testdata/presets/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	covered := map[string]bool{}
+	for _, file := range files {
+		covered[strings.TrimSuffix(filepath.Base(file), ".txtar")] = true
+	}
+	for _, name := range config.Presets() {
+		if !covered[name] {
+			t.Errorf("preset %s has no testdata/presets/%[1]s.txtar", name)
+		}
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			s := readMappingScript(t, file)
+			byDefault := s.play(t, "DEFAULT")
+			s.complete(t, byDefault)
+			golden := s.golden(byDefault)
+			if *update {
+				s.write(t, golden)
+			} else if golden != s.want {
+				t.Errorf("events:\n%s\nwant:\n%s", golden, s.want)
+			}
+			if full := s.play(t, "FULL"); len(full) != len(byDefault) {
+				t.Errorf("FULL makes other events:\n%s", s.golden(full))
+			} else {
+				for i := range full {
+					if wrong := byDefault[i].differs(full[i]); wrong != "" {
+						t.Errorf("under FULL: %s", wrong)
+					}
+				}
+			}
+		})
+	}
+}
+
+// mappingScript is one file: billhook.yaml without its first lines (a preset, or
+// entities), the schema, and steps, each a transaction.
+type mappingScript struct {
+	file    string
+	archive *txtar.Archive
+	mapping string
+	schema  string
+	steps   []mappingStep
+	want    string
+}
+
+type mappingStep struct{ title, sql string }
+
+func readMappingScript(t *testing.T, file string) *mappingScript {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &mappingScript{file: file, archive: txtar.Parse(b)}
+	for _, f := range s.archive.Files {
+		text := string(f.Data)
+		switch f.Name {
+		case "mapping":
+			s.mapping = text
+		case "schema":
+			s.schema = text
+		case "steps":
+			for line := range strings.Lines(text) {
+				if title, ok := strings.CutPrefix(line, "# "); ok {
+					s.steps = append(s.steps, mappingStep{title: strings.TrimSpace(title)})
+				} else if len(s.steps) > 0 {
+					s.steps[len(s.steps)-1].sql += line
+				}
+			}
+		case "events":
+			s.want = text
+		default:
+			t.Fatalf("%s: no section %q", file, f.Name)
+		}
+	}
+	if name, ok := strings.CutPrefix(s.mapping, "preset: "); ok {
+		b, err := os.ReadFile(filepath.Join("..", "..", "testdata", "schema", strings.TrimSpace(name)+".sql"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.schema = string(b) + s.schema
+	}
+	// A row that is made without a time has the same one in every run.
+	s.schema = strings.ReplaceAll(s.schema, "DEFAULT now()", "DEFAULT '2026-01-02 03:04:05.678Z'")
+	return s
+}
+
+// billhookYAML is the whole file. $DSN and so on are install's.
+func (s *mappingScript) billhookYAML(name string) string {
+	return "version: 1\nsource: {dsn: \"${DSN}\", slot: " + name + ", publication: " + name + "}\n" +
+		"journal: {path: \"${JOURNAL}\"}\nhttp: {listen: \"${LISTEN}\"}\n" + s.mapping
+}
+
+// mappingEvent is an event as the receiver was told it, with the step that made it.
+type mappingEvent struct {
+	step  int
+	id    event.ID
+	body  string
+	Event struct {
+		Type   string          `json:"events_id"`
+		Object json.RawMessage `json:"object_id"`
+		Lane   string          `json:"lane"`
+	}
+	Data, Changed json.RawMessage
+	Unchanged     []string
+}
+
+// play runs the steps with a replica identity of all tables, and returns the
+// events in commit order.
+func (s *mappingScript) play(t *testing.T, identity string) []mappingEvent {
+	t.Helper()
+	db := pgtest.NewDatabase(t, s.schema, fmt.Sprintf(`
+		DO $$
+		DECLARE r regclass;
+		BEGIN
+			FOR r IN SELECT c.oid FROM pg_class c WHERE relkind = 'r' AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) LOOP
+				EXECUTE format('ALTER TABLE %%s REPLICA IDENTITY %s', r);
+			END LOOP;
+		END $$`, identity))
+	r := newReceiver(t)
+	in := install(t, db.DSN, s.billhookYAML(db.Name), fmt.Sprintf("version: 1\nhandlers: [{id: 1, name: All, event: \"*\", http: {url: %q}}]\n", r.url))
+	in.start()
+	in.waitReady()
+	position := func() wal.LSN {
+		lsn, err := wal.ParseLSN(pgtest.Value[string](t, db, "SELECT pg_current_wal_insert_lsn()::text"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lsn
+	}
+	var ends []wal.LSN
+	for _, step := range s.steps {
+		db.Exec(t, step.sql)
+		ends = append(ends, position())
+	}
+	stepOf := func(id event.ID) int {
+		i, _ := slices.BinarySearchFunc(ends, id.CommitLSN, wal.LSN.Compare)
+		return i
+	}
+
+	// The last step makes an event, so that all is told when that one is and nothing
+	// is pending.
+	var events []mappingEvent
+	eventually(t, time.Minute, func() string {
+		in.alive()
+		events = events[:0]
+		last := -1
+		for _, a := range r.all(t) {
+			e := mappingEvent{body: a.body}
+			if err := json.Unmarshal([]byte(a.body), &e); err != nil {
+				t.Fatalf("payload %s: %v", a.body, err)
+			}
+			var err error
+			if e.id, err = event.ParseID(a.id); err != nil {
+				t.Fatal(err)
+			}
+			e.step = stepOf(e.id)
+			last = max(last, e.step)
+			events = append(events, e)
+		}
+		if last < len(s.steps)-1 {
+			return fmt.Sprintf("the last step has made no event yet, but step %d", last)
+		}
+		for status, n := range in.executions() {
+			if status != "succeeded" && n > 0 {
+				return fmt.Sprintf("%d executions are %s", n, status)
+			}
+		}
+		if n := in.executions()["succeeded"]; n != len(events) {
+			return fmt.Sprintf("%d executions, %d events", n, len(events))
+		}
+		return ""
+	})
+	in.stop()
+	slices.SortFunc(events, func(a, b mappingEvent) int { return a.id.Compare(b.id) })
+	for i := 1; i < len(events); i++ {
+		if events[i].id == events[i-1].id {
+			t.Errorf("%s was told twice", events[i].id)
+		}
+	}
+	return events
+}
+
+// golden is the events as the file has them.
+func (s *mappingScript) golden(events []mappingEvent) string {
+	var b strings.Builder
+	for i, step := range s.steps {
+		fmt.Fprintf(&b, "# %s\n", step.title)
+		for _, e := range events {
+			if e.step != i {
+				continue
+			}
+			fmt.Fprintf(&b, "%s %s lane=%s\n\tdata    %s\n", e.Event.Type, e.Event.Object, e.Event.Lane, e.Data)
+			if string(e.Changed) != "{}" {
+				fmt.Fprintf(&b, "\tchanged %s\n", e.Changed)
+			}
+			if len(e.Unchanged) > 0 {
+				fmt.Fprintf(&b, "\tunchanged %s\n", strings.Join(e.Unchanged, " "))
+			}
+		}
+	}
+	return b.String()
+}
+
+func (s *mappingScript) write(t *testing.T, golden string) {
+	t.Helper()
+	for i := range s.archive.Files {
+		if s.archive.Files[i].Name == "events" {
+			s.archive.Files[i].Data = []byte(golden)
+		}
+	}
+	if err := os.WriteFile(s.file, txtar.Format(s.archive), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// complete demands that every event type that the mapping can make has come.
+func (s *mappingScript) complete(t *testing.T, events []mappingEvent) {
+	t.Helper()
+	env := func(name string) (string, bool) {
+		v, ok := map[string]string{"DSN": "host=localhost", "JOURNAL": "/tmp/journal", "LISTEN": "127.0.0.1:0"}[name]
+		return v, ok
+	}
+	b, err := config.ParseBillhook("billhook.yaml", []byte(s.billhookYAML("billhook")), env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	came := map[string]bool{}
+	for _, e := range events {
+		came[e.Event.Type] = true
+	}
+	for _, typ := range b.EventTypes() {
+		// A handler may name the types that the mapping can make, and no others.
+		_, err := config.ParseHandlers("handlers.yaml", []byte("version: 1\nhandlers: [{id: 1, name: a, event: "+typ.Name+", script: {path: ./x}}]\n"), env, b)
+		if possible := err == nil; possible != came[typ.Name] {
+			t.Errorf("%s: the mapping can make it: %v; the steps have made it: %v", typ.Name, possible, came[typ.Name])
+		}
+	}
+}
+
+// differs says how two events differ apart from old values, and apart from what
+// only one of them knows of a row.
+func (e mappingEvent) differs(o mappingEvent) string {
+	if e.step != o.step || e.Event.Type != o.Event.Type || e.Event.Lane != o.Event.Lane || !bytes.Equal(e.Event.Object, o.Event.Object) {
+		return fmt.Sprintf("step %d: %s %s lane=%s, not step %d: %s %s lane=%s", o.step, o.Event.Type, o.Event.Object, o.Event.Lane, e.step, e.Event.Type, e.Event.Object, e.Event.Lane)
+	}
+	var a, b struct {
+		data    map[string]json.RawMessage
+		changed map[string]struct{ Old, New json.RawMessage }
+	}
+	for _, part := range []struct {
+		text json.RawMessage
+		into any
+	}{{e.Data, &a.data}, {o.Data, &b.data}, {e.Changed, &a.changed}, {o.Changed, &b.changed}} {
+		if err := json.Unmarshal(part.text, part.into); err != nil {
+			return err.Error()
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.data)) {
+		if v, ok := b.data[name]; ok && !bytes.Equal(v, a.data[name]) {
+			return fmt.Sprintf("%s %s: data.%s is %s, not %s", o.Event.Type, o.Event.Object, name, v, a.data[name])
+		} else if !ok {
+			return fmt.Sprintf("%s %s: data.%s is missing", o.Event.Type, o.Event.Object, name)
+		}
+	}
+	if x, y := slices.Sorted(maps.Keys(a.changed)), slices.Sorted(maps.Keys(b.changed)); !slices.Equal(x, y) {
+		return fmt.Sprintf("%s %s: changed has %v, not %v", o.Event.Type, o.Event.Object, y, x)
+	}
+	for name, v := range a.changed {
+		w := b.changed[name]
+		if !bytes.Equal(v.New, w.New) || v.Old != nil && !bytes.Equal(v.Old, w.Old) {
+			return fmt.Sprintf("%s %s: changed.%s is %s to %s, not %s to %s", o.Event.Type, o.Event.Object, name, cmp.Or(string(w.Old), "?"), w.New, cmp.Or(string(v.Old), "?"), v.New)
+		}
+	}
+	return ""
+}
