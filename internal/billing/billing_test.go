@@ -343,7 +343,10 @@ func mappings(t *testing.T) map[string]Mapping {
 			{Event: "accounts.well", Entity: Accounts, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "-1"), PerChange: true}},
 		}},
 		"composite": {Source: "billing", Entities: []Entity{
-			{Name: Clients, Table: public("clients"), Key: []string{"tenant", "code"}, Balance: &Balance{Amount: mustNumber(t, "balance"), OnCreate: true}},
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"tenant", "code"}, Balance: &Balance{Amount: mustNumber(t, "balance"), OnCreate: true},
+				CustomFields: &CustomFields{Table: &fields, Client: []string{"tenant", "code"}, Name: "field", Value: "value"},
+			},
 		}},
 	}
 }

@@ -1,6 +1,7 @@
 package billing
 
 import (
+	"encoding/binary"
 	"slices"
 	"strings"
 
@@ -49,7 +50,7 @@ func (d *Deriver) fields(r *row, mem Memory, emit func(*event.Event) error) erro
 	}
 
 	silent := false
-	if c := d.clientRow(r.entity, client); c != nil {
+	if c := d.clientRow(r); c != nil {
 		op := c.op()
 		silent = op == wal.Insert || op == wal.Delete
 	}
@@ -144,15 +145,18 @@ func (r *row) isOf(client []byte) bool {
 	return string(b) == string(client)
 }
 
-// clientRow finds the row of a client in the open transaction, or nil.
-func (d *Deriver) clientRow(e *Entity, client string) *row {
-	if len(e.Key) != 1 {
-		return nil
+// clientRow finds the row of the client of a custom field row, which has been
+// recalled, in the open transaction, or nil.
+func (d *Deriver) clientRow(f *row) *row {
+	key := append([]byte(f.entity.Name), 0)
+	for _, i := range f.plan.object {
+		v, _ := d.value(f, i)
+		if len(f.plan.object) > 1 {
+			key = binary.AppendUvarint(key, uint64(len(v.Text)))
+		}
+		key = append(key, v.Text...)
 	}
-	if r := d.tx.find([]byte(e.Name + "\x00" + client)); r != nil {
-		return r
-	}
-	return nil
+	return d.tx.find(key)
 }
 
 // forget drops the memory of a row. While memory is being filled it leaves a mark
