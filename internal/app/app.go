@@ -147,7 +147,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	}
 	undo = append(undo, func() { _ = a.listener.Close() })
 
-	definedNow, made, err := build(l.Handlers, nil, l.Options)
+	definedNow, made, err := build(l.Handlers, nil, columnsOf(l.Mapping), l.Options)
 	if err != nil {
 		return nil, err
 	}

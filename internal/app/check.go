@@ -99,7 +99,7 @@ func handlerFinding(h *config.Handlers, c config.Handler, o Options) []doctor.Fi
 		c.Status = config.Enabled // so that what is wrong with it is said
 	}
 	p := &problems{}
-	d := p.handler(h, c, o)
+	d := p.handler(h, c, nil, o)
 	if d.Call != nil {
 		_ = d.Call.Close() // it was never called
 	}

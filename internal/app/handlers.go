@@ -1,6 +1,7 @@
 package app
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -29,7 +30,7 @@ type defined struct {
 // build makes dispatch handlers of a loaded file. A handler whose definition is
 // the same as before is the same pointer, so that dispatch leaves it alone. When
 // anything is wrong nothing is made.
-func build(h *config.Handlers, before map[int]defined, o Options) (map[int]defined, []*dispatch.Handler, error) {
+func build(h *config.Handlers, before map[int]defined, columns map[string]event.Columns, o Options) (map[int]defined, []*dispatch.Handler, error) {
 	p := &problems{}
 	now := make(map[int]defined, len(h.Handlers))
 	var made []*dispatch.Handler
@@ -42,7 +43,7 @@ func build(h *config.Handlers, before map[int]defined, o Options) (map[int]defin
 			made = append(made, old.made)
 			continue
 		}
-		d := p.handler(h, c, o)
+		d := p.handler(h, c, columns, o)
 		if d.Call != nil {
 			fresh = append(fresh, d.Call)
 		}
@@ -65,7 +66,8 @@ func withoutPlaces(c config.Handler) config.Handler {
 	return c
 }
 
-func (p *problems) handler(h *config.Handlers, c config.Handler, o Options) *dispatch.Handler {
+// handler makes one. columns are those of the mapped entities, by entity.
+func (p *problems) handler(h *config.Handlers, c config.Handler, columns map[string]event.Columns, o Options) *dispatch.Handler {
 	at := func(field string) config.Pos { return h.At(c.Pos.Field + "." + field) }
 	d := &dispatch.Handler{
 		ID: c.ID, Name: c.Name, Kind: c.Kind(), Events: slices.Clone(c.Events), Priority: c.Priority,
@@ -108,13 +110,18 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, o Options) *dis
 	}
 	switch c.Format {
 	case config.FormatProvisioning:
-		d.Format = event.Provisioning
+		d.Format = event.Provisioning(columns)
 	case config.FormatCloudEvents:
 		d.Format = event.CloudEvents
 	case config.FormatTemplate:
-		f, err := event.Template(c.Template.Text, c.ContentType)
+		place := func(line, column int) string { return c.Template.At(line, column).String() }
+		f, err := event.Template(c.Template.Text, c.ContentType, place)
 		if err != nil {
-			p.add(c.Template.Pos, err.Error(), "correct the template")
+			pos := c.Template.Pos
+			if at := (*event.TemplateError)(nil); errors.As(err, &at) {
+				pos = c.Template.At(at.Line, at.Column)
+			}
+			p.add(pos, err.Error(), "correct the template")
 		}
 		d.Format = f
 	default:

@@ -244,6 +244,20 @@ func (p *problems) rules(b *config.Billhook, name string, e config.Event) []bill
 	return []billing.Rule{r, back}
 }
 
+// columnsOf names the columns of each entity that formats of others treat in a way
+// of their own.
+func columnsOf(m billing.Mapping) map[string]event.Columns {
+	out := map[string]event.Columns{}
+	for _, e := range m.Entities {
+		c := event.Columns{Key: e.Key, Client: e.Client}
+		if e.CustomFields != nil && e.CustomFields.Table == nil {
+			c.CustomFields = e.CustomFields.Columns
+		}
+		out[e.Name] = c
+	}
+	return out
+}
+
 // tables are what the publication must hold: every mapped table, without the
 // columns that must not leave the database.
 func tables(m billing.Mapping) []replication.Table {

@@ -4,13 +4,19 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,7 +28,7 @@ import (
 	"github.com/billhook/billhook/internal/wal"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files of testdata/presets")
+var update = flag.Bool("update", false, "rewrite the golden files of testdata/presets and testdata/payloads")
 
 // TestPresets runs the statements of each testdata/presets/*.txtar in a real
 // database and compares what a receiver is told with the golden events: the
@@ -49,19 +55,17 @@ func TestPresets(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			t.Parallel()
 			s := readMappingScript(t, file)
-			byDefault := s.play(t, "DEFAULT")
-			s.complete(t, byDefault)
-			golden := s.golden(byDefault)
-			if *update {
-				s.write(t, golden)
-			} else if golden != s.want {
-				t.Errorf("events:\n%s\nwant:\n%s", golden, s.want)
+			all := func(url string) string {
+				return fmt.Sprintf("version: 1\nhandlers: [{id: 1, name: All, event: \"*\", http: {url: %q}}]\n", url)
 			}
-			if full := s.play(t, "FULL"); len(full) != len(byDefault) {
-				t.Errorf("FULL makes other events:\n%s", s.golden(full))
+			byDefault := s.play(t, "DEFAULT", all)
+			s.complete(t, byDefault)
+			s.compare(t, "events", s.golden(t, byDefault))
+			if full := s.play(t, "FULL", all); len(full) != len(byDefault) {
+				t.Errorf("FULL makes other events:\n%s", s.golden(t, full))
 			} else {
 				for i := range full {
-					if wrong := byDefault[i].differs(full[i]); wrong != "" {
+					if wrong := byDefault[i].differs(t, full[i]); wrong != "" {
 						t.Errorf("under FULL: %s", wrong)
 					}
 				}
@@ -71,14 +75,13 @@ func TestPresets(t *testing.T) {
 }
 
 // mappingScript is one file: billhook.yaml without its first lines (a preset, or
-// entities), the schema, and steps, each a transaction.
+// entities), the schema, steps, each a transaction, and golden sections.
 type mappingScript struct {
 	file    string
 	archive *txtar.Archive
 	mapping string
 	schema  string
 	steps   []mappingStep
-	want    string
 }
 
 type mappingStep struct{ title, sql string }
@@ -105,10 +108,6 @@ func readMappingScript(t *testing.T, file string) *mappingScript {
 					s.steps[len(s.steps)-1].sql += line
 				}
 			}
-		case "events":
-			s.want = text
-		default:
-			t.Fatalf("%s: no section %q", file, f.Name)
 		}
 	}
 	if name, ok := strings.CutPrefix(s.mapping, "preset: "); ok {
@@ -129,11 +128,17 @@ func (s *mappingScript) billhookYAML(name string) string {
 		"journal: {path: \"${JOURNAL}\"}\nhttp: {listen: \"${LISTEN}\"}\n" + s.mapping
 }
 
-// mappingEvent is an event as the receiver was told it, with the step that made it.
-type mappingEvent struct {
-	step  int
-	id    event.ID
-	body  string
+// delivery is an event as one handler was told it, with the step that made it.
+type delivery struct {
+	handler     int
+	step        int
+	id          event.ID
+	contentType string
+	body        string
+}
+
+// payload is the body in Billhook's own format.
+type payload struct {
 	Event struct {
 		Type   string          `json:"events_id"`
 		Object json.RawMessage `json:"object_id"`
@@ -143,9 +148,51 @@ type mappingEvent struct {
 	Unchanged     []string
 }
 
-// play runs the steps with a replica identity of all tables, and returns the
-// events in commit order.
-func (s *mappingScript) play(t *testing.T, identity string) []mappingEvent {
+func (d delivery) payload(t *testing.T) payload {
+	t.Helper()
+	var p payload
+	if err := json.Unmarshal([]byte(d.body), &p); err != nil {
+		t.Fatalf("payload %s: %v", d.body, err)
+	}
+	return p
+}
+
+// postbox is an HTTP server that keeps every body as it came.
+type postbox struct {
+	mu   sync.Mutex
+	list []delivery
+	bad  []string
+}
+
+func (p *postbox) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	d := delivery{contentType: r.Header.Get("Content-Type"), body: string(body)}
+	var err1, err2 error
+	d.handler, err1 = strconv.Atoi(r.Header.Get("Billhook-Handler"))
+	d.id, err2 = event.ParseID(r.Header.Get("Webhook-Id"))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := errors.Join(err, err1, err2); err != nil {
+		p.bad = append(p.bad, err.Error())
+	}
+	p.list = append(p.list, d)
+}
+
+func (p *postbox) all(t *testing.T) []delivery {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, b := range p.bad {
+		t.Error(b)
+	}
+	return slices.Clone(p.list)
+}
+
+// play runs the steps with a replica identity of all tables, and returns what was
+// delivered, in commit order and by handler. handlersYAML writes the file for the
+// URL of a receiver; of handlers that it tells elsewhere the executions must
+// succeed as well.
+func (s *mappingScript) play(t *testing.T, identity string, handlersYAML func(url string) string) []delivery {
 	t.Helper()
 	db := pgtest.NewDatabase(t, s.schema, fmt.Sprintf(`
 		DO $$
@@ -155,79 +202,67 @@ func (s *mappingScript) play(t *testing.T, identity string) []mappingEvent {
 				EXECUTE format('ALTER TABLE %%s REPLICA IDENTITY %s', r);
 			END LOOP;
 		END $$`, identity))
-	r := newReceiver(t)
-	in := install(t, db.DSN, s.billhookYAML(db.Name), fmt.Sprintf("version: 1\nhandlers: [{id: 1, name: All, event: \"*\", http: {url: %q}}]\n", r.url))
+	var box postbox
+	server := httptest.NewServer(&box)
+	defer server.Close()
+	in := install(t, db.DSN, s.billhookYAML(db.Name), handlersYAML(server.URL))
 	in.start()
 	in.waitReady()
-	position := func() wal.LSN {
+	var ends []wal.LSN
+	for _, step := range s.steps {
+		db.Exec(t, step.sql)
 		lsn, err := wal.ParseLSN(pgtest.Value[string](t, db, "SELECT pg_current_wal_insert_lsn()::text"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return lsn
-	}
-	var ends []wal.LSN
-	for _, step := range s.steps {
-		db.Exec(t, step.sql)
-		ends = append(ends, position())
-	}
-	stepOf := func(id event.ID) int {
-		i, _ := slices.BinarySearchFunc(ends, id.CommitLSN, wal.LSN.Compare)
-		return i
+		ends = append(ends, lsn)
 	}
 
-	// The last step makes an event, so that all is told when that one is and nothing
-	// is pending.
-	var events []mappingEvent
+	// The last step makes an event: all is told when that one is and nothing is
+	// pending.
+	var list []delivery
 	eventually(t, time.Minute, func() string {
 		in.alive()
-		events = events[:0]
+		list = box.all(t)
 		last := -1
-		for _, a := range r.all(t) {
-			e := mappingEvent{body: a.body}
-			if err := json.Unmarshal([]byte(a.body), &e); err != nil {
-				t.Fatalf("payload %s: %v", a.body, err)
-			}
-			var err error
-			if e.id, err = event.ParseID(a.id); err != nil {
-				t.Fatal(err)
-			}
-			e.step = stepOf(e.id)
-			last = max(last, e.step)
-			events = append(events, e)
+		for i := range list {
+			list[i].step, _ = slices.BinarySearchFunc(ends, list[i].id.CommitLSN, wal.LSN.Compare)
+			last = max(last, list[i].step)
 		}
 		if last < len(s.steps)-1 {
-			return fmt.Sprintf("the last step has made no event yet, but step %d", last)
+			return fmt.Sprintf("no event of the last step, but of step %d", last)
 		}
 		for status, n := range in.executions() {
 			if status != "succeeded" && n > 0 {
 				return fmt.Sprintf("%d executions are %s", n, status)
 			}
 		}
-		if n := in.executions()["succeeded"]; n != len(events) {
-			return fmt.Sprintf("%d executions, %d events", n, len(events))
-		}
 		return ""
 	})
+	list = box.all(t)
+	for i := range list {
+		list[i].step, _ = slices.BinarySearchFunc(ends, list[i].id.CommitLSN, wal.LSN.Compare)
+	}
 	in.stop()
-	slices.SortFunc(events, func(a, b mappingEvent) int { return a.id.Compare(b.id) })
-	for i := 1; i < len(events); i++ {
-		if events[i].id == events[i-1].id {
-			t.Errorf("%s was told twice", events[i].id)
+	slices.SortFunc(list, func(a, b delivery) int { return cmp.Or(a.id.Compare(b.id), cmp.Compare(a.handler, b.handler)) })
+	for i := 1; i < len(list); i++ {
+		if list[i].id == list[i-1].id && list[i].handler == list[i-1].handler {
+			t.Errorf("handler %d was told %s twice", list[i].handler, list[i].id)
 		}
 	}
-	return events
+	return list
 }
 
 // golden is the events as the file has them.
-func (s *mappingScript) golden(events []mappingEvent) string {
+func (s *mappingScript) golden(t *testing.T, list []delivery) string {
 	var b strings.Builder
 	for i, step := range s.steps {
 		fmt.Fprintf(&b, "# %s\n", step.title)
-		for _, e := range events {
-			if e.step != i {
+		for _, d := range list {
+			if d.step != i {
 				continue
 			}
+			e := d.payload(t)
 			fmt.Fprintf(&b, "%s %s lane=%s\n\tdata    %s\n", e.Event.Type, e.Event.Object, e.Event.Lane, e.Data)
 			if string(e.Changed) != "{}" {
 				fmt.Fprintf(&b, "\tchanged %s\n", e.Changed)
@@ -240,20 +275,31 @@ func (s *mappingScript) golden(events []mappingEvent) string {
 	return b.String()
 }
 
-func (s *mappingScript) write(t *testing.T, golden string) {
+// compare holds a text to the golden section of that name.
+func (s *mappingScript) compare(t *testing.T, section, got string) {
 	t.Helper()
-	for i := range s.archive.Files {
-		if s.archive.Files[i].Name == "events" {
-			s.archive.Files[i].Data = []byte(golden)
+	i := slices.IndexFunc(s.archive.Files, func(f txtar.File) bool { return f.Name == section })
+	switch {
+	case !*update && i < 0:
+		t.Errorf("%s has no section %s", s.file, section)
+	case !*update:
+		if want := string(s.archive.Files[i].Data); got != want {
+			t.Errorf("%s:\n%s\nwant:\n%s", section, got, want)
 		}
-	}
-	if err := os.WriteFile(s.file, txtar.Format(s.archive), 0o644); err != nil {
-		t.Fatal(err)
+	default:
+		if i < 0 {
+			i = len(s.archive.Files)
+			s.archive.Files = append(s.archive.Files, txtar.File{Name: section})
+		}
+		s.archive.Files[i].Data = []byte(got)
+		if err := os.WriteFile(s.file, txtar.Format(s.archive), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
 // complete demands that every event type that the mapping can make has come.
-func (s *mappingScript) complete(t *testing.T, events []mappingEvent) {
+func (s *mappingScript) complete(t *testing.T, list []delivery) {
 	t.Helper()
 	env := func(name string) (string, bool) {
 		v, ok := map[string]string{"DSN": "host=localhost", "JOURNAL": "/tmp/journal", "LISTEN": "127.0.0.1:0"}[name]
@@ -264,8 +310,8 @@ func (s *mappingScript) complete(t *testing.T, events []mappingEvent) {
 		t.Fatal(err)
 	}
 	came := map[string]bool{}
-	for _, e := range events {
-		came[e.Event.Type] = true
+	for _, d := range list {
+		came[d.payload(t).Event.Type] = true
 	}
 	for _, typ := range b.EventTypes() {
 		// A handler may name the types that the mapping can make, and no others.
@@ -278,9 +324,10 @@ func (s *mappingScript) complete(t *testing.T, events []mappingEvent) {
 
 // differs says how two events differ apart from old values, and apart from what
 // only one of them knows of a row.
-func (e mappingEvent) differs(o mappingEvent) string {
-	if e.step != o.step || e.Event.Type != o.Event.Type || e.Event.Lane != o.Event.Lane || !bytes.Equal(e.Event.Object, o.Event.Object) {
-		return fmt.Sprintf("step %d: %s %s lane=%s, not step %d: %s %s lane=%s", o.step, o.Event.Type, o.Event.Object, o.Event.Lane, e.step, e.Event.Type, e.Event.Object, e.Event.Lane)
+func (d delivery) differs(t *testing.T, other delivery) string {
+	e, o := d.payload(t), other.payload(t)
+	if d.step != other.step || e.Event.Type != o.Event.Type || e.Event.Lane != o.Event.Lane || !bytes.Equal(e.Event.Object, o.Event.Object) {
+		return fmt.Sprintf("step %d: %s %s lane=%s, not step %d: %s %s lane=%s", other.step, o.Event.Type, o.Event.Object, o.Event.Lane, d.step, e.Event.Type, e.Event.Object, e.Event.Lane)
 	}
 	var a, b struct {
 		data    map[string]json.RawMessage

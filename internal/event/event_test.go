@@ -16,56 +16,6 @@ func sample(t Type, data, changed string) *Event {
 	}
 }
 
-func TestFormats(t *testing.T) {
-	zero := sample("clients.balance_zero", `{"id":4711,"name":"Acme","balance":"-0.500000"}`, `{"balance":{"old":"3.200000","new":"-0.500000"}}`)
-	upd := sample("clients.update", `{"id":4711,"name":"Acme <b> & \"co\"","balance":"-0.500000","city":null}`, `{"name":{"new":"x"},"city":{"old":"Bonn","new":null}}`)
-	fields := sample("clients.custom_fields.update", `{"id":4711,"custom_fields":{"crm":"18"}}`, `{"crm":{"old":"17","new":"18"}}`)
-	assign := sample("clients.packages.assign", `{"id":100,"clients_id":4711}`, "")
-	template, err := Template(`{"text":{{json (printf "client %s has %s" .data.name .data.balance)}},"id":{{json .event.id}}}`, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tests := []struct {
-		name   string
-		format Format
-		event  *Event
-		want   string
-	}{
-		{"billhook", Billhook, zero, `{"event":{"dt":"2026-11-23T10:15:00.123456+00:00","events_id":"clients.balance_zero","object_id":4711,"id":"1-16/B374D848-3","lane":"4711","lsn":"16/B374D848","xid":7731,"source":"billing"},"data":{"id":4711,"name":"Acme","balance":"-0.500000"},"changed":{"balance":{"old":"3.200000","new":"-0.500000"}}}`},
-		{"provisioning zero", Provisioning, zero, `{"event":{"dt":"2026-11-23T10:15:00+00:00","events_id":"clients.balance_zero","object_id":4711},"data":{}}`},
-		{"provisioning update", Provisioning, upd, `{"event":{"dt":"2026-11-23T10:15:00+00:00","events_id":"clients.update","object_id":4711},"data":{"id":4711,"name":"Acme <b> & \"co\"","city":null}}`},
-		{"provisioning fields", Provisioning, fields, `{"event":{"dt":"2026-11-23T10:15:00+00:00","events_id":"clients.custom_fields.update","object_id":4711},"data":{"crm":"18"}}`},
-		{"provisioning packages", Provisioning, assign, `{"event":{"dt":"2026-11-23T10:15:00+00:00","events_id":"clients.subscriptions.assign","object_id":4711},"data":{"id":100,"clients_id":4711}}`},
-		{"template", template, zero, `{"text":"client Acme has -0.500000","id":"1-16/B374D848-3"}`},
-	}
-	for _, tt := range tests {
-		got, _, err := tt.format(tt.event)
-		if err != nil || string(got) != tt.want {
-			t.Errorf("%s:\n%s, %v\nwant\n%s", tt.name, got, err, tt.want)
-		}
-	}
-	got, contentType, err := CloudEvents(zero)
-	if err != nil || contentType != "application/cloudevents+json" || !json.Valid(got) ||
-		!strings.HasPrefix(string(got), `{"specversion":"1.0","id":"1-16/B374D848-3","source":"/billhook/billing","type":"clients.balance_zero","subject":"4711","time":"2026-11-23T10:15:00.123456Z"`) {
-		t.Errorf("cloudevents: %s, %s, %v", got, contentType, err)
-	}
-}
-
-func TestTemplateErrors(t *testing.T) {
-	if _, err := Template(`{{.data.`, ""); err == nil {
-		t.Error("a broken template compiled")
-	}
-	for _, text := range []string{`{"a": {{.data.name}}}`, `{{.data.nosuch}}`} {
-		f, err := Template(text, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, _, err := f(sample("clients.create", `{"name":"Acme"}`, "")); err == nil {
-			t.Errorf("%s: no error", text)
-		}
-	}
-}
-
 func FuzzParseID(f *testing.F) {
 	f.Add("1-16/B374D848-3")
 	f.Add("0-0/0-0")

@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
-	"text/template"
 )
 
 // A Format writes an event as a handler wants it. The same event gives the same
@@ -20,71 +20,103 @@ func Billhook(e *Event) ([]byte, string, error) {
 	return e.AppendPayload(nil), contentJSON, nil
 }
 
-// Provisioning is the strict envelope of the billing vendor's own Provisioning
-// API, for receivers that were written for it: event with dt, events_id and
-// object_id, and data. A create has the whole row, an update the key and the
-// columns that changed, and what the vendor sends as {} is {}. Package events
-// bear the vendor's newer name, clients.subscriptions.
-func Provisioning(e *Event) ([]byte, string, error) {
-	b := append([]byte(nil), `{"event":{"dt":"`...)
-	b = e.CommitTime.UTC().AppendFormat(b, "2006-01-02T15:04:05-07:00")
-	b = append(b, `","events_id":`...)
-	t := string(e.Type)
-	if verb, ok := strings.CutPrefix(t, "clients.packages."); ok {
-		t = "clients.subscriptions." + verb
-	}
-	b = AppendJSONString(b, t)
-	b = append(b, `,"object_id":`...)
-	b = appendRaw(b, e.ObjectJSON, "null")
-	b = append(b, `},"data":`...)
-	switch {
-	case emptyInVendor(e.Type):
-		b = append(b, "{}"...)
-	case e.Type == "clients.update" || e.Type == "clients.accounts.update":
+// Columns names the columns of an entity that payloads of other makers treat in a
+// way of their own.
+type Columns struct {
+	Key    []string // what object_id tells
+	Client []string // what leads to the client
+	// CustomFields hold the custom fields, when they stand in the entity's own table.
+	CustomFields []string
+}
+
+// Provisioning makes the strict envelope of the billing vendor's own Provisioning
+// API, for receivers that were written for it: event with dt (to the second),
+// events_id and object_id, and data, and nothing else. columns are those of each
+// entity, by its name.
+//
+//	create, assign and the other events of packages  the row
+//	update                                           key, client, and the columns that changed
+//	custom_fields.update                             each field and its value
+//	archive, delete, balance_zero, balance_notzero   {}, as the vendor sends it
+//
+// Package events bear the vendor's newer name, clients.subscriptions. Events that
+// the vendor does not have come with the row.
+func Provisioning(columns map[string]Columns) Format {
+	return func(e *Event) ([]byte, string, error) {
+		b := append([]byte(nil), `{"event":{"dt":"`...)
+		b = e.CommitTime.UTC().AppendFormat(b, "2006-01-02T15:04:05-07:00")
+		b = append(b, `","events_id":`...)
+		t := string(e.Type)
+		if verb, ok := strings.CutPrefix(t, "clients.packages."); ok {
+			t = "clients.subscriptions." + verb
+		}
+		b = AppendJSONString(b, t)
+		b = append(b, `,"object_id":`...)
+		b = appendRaw(b, e.ObjectJSON, "null")
+		b = append(b, `},"data":`...)
 		var err error
-		if b, err = e.appendChangedData(b); err != nil {
-			return nil, "", err
-		}
-	case e.Type == "clients.custom_fields.update":
-		var data struct {
-			Fields json.RawMessage `json:"custom_fields"`
-		}
-		if err := json.Unmarshal(e.Data, &data); err == nil && len(data.Fields) > 0 {
-			b = append(b, data.Fields...)
-		} else {
+		switch c := columns[e.Entity]; e.Type {
+		case "clients.archive", "clients.delete", "clients.balance_zero", "clients.balance_notzero", "clients.accounts.delete":
+			b = append(b, "{}"...)
+		case "clients.update", "clients.accounts.update":
+			b, err = e.appendChangedData(b, slices.Concat(c.Key, c.Client))
+		case "clients.custom_fields.update":
+			b, err = e.appendCustomFields(b, c.CustomFields)
+		default:
 			b = appendRaw(b, e.Data, "{}")
 		}
-	default:
-		b = appendRaw(b, e.Data, "{}")
+		if err != nil {
+			return nil, "", fmt.Errorf("write event %s: %w", e.ID, err)
+		}
+		return append(b, '}'), contentJSON, nil
 	}
-	return append(b, '}'), contentJSON, nil
 }
 
-func emptyInVendor(t Type) bool {
-	switch t {
-	case "clients.archive", "clients.delete", "clients.balance_zero", "clients.balance_notzero", "clients.accounts.delete":
-		return true
-	}
-	return false
-}
-
-// appendChangedData appends an object of the key and the new values of the
-// columns that changed, in the order of the row.
-func (e *Event) appendChangedData(b []byte) ([]byte, error) {
+// appendChangedData appends an object of the columns that are named or changed, in
+// the order of the row.
+func (e *Event) appendChangedData(b []byte, always []string) ([]byte, error) {
 	var changed map[string]json.RawMessage
 	if len(e.Changed) > 0 {
 		if err := json.Unmarshal(e.Changed, &changed); err != nil {
-			return nil, fmt.Errorf("write event %s: changed is no JSON object: %w", e.ID, err)
+			return nil, fmt.Errorf("changed is no JSON object: %w", err)
 		}
 	}
 	fields, err := objectFields(e.Data)
 	if err != nil {
-		return nil, fmt.Errorf("write event %s: data is no JSON object: %w", e.ID, err)
+		return nil, fmt.Errorf("data is no JSON object: %w", err)
 	}
+	return appendFields(b, fields, func(name string) bool {
+		_, ok := changed[name]
+		return ok || slices.Contains(always, name)
+	}), nil
+}
+
+// appendCustomFields appends an object of custom fields: what a side table's rows
+// say of those that changed, the object in the one JSON column, or the columns.
+func (e *Event) appendCustomFields(b []byte, columns []string) ([]byte, error) {
+	fields, err := objectFields(e.Data)
+	if err != nil {
+		return nil, fmt.Errorf("data is no JSON object: %w", err)
+	}
+	only := columns
+	if len(columns) == 0 {
+		only = []string{"custom_fields"}
+	}
+	if len(only) == 1 {
+		for _, f := range fields {
+			if f.name == only[0] && len(f.value) > 0 && f.value[0] == '{' {
+				return append(b, f.value...), nil
+			}
+		}
+	}
+	return appendFields(b, fields, func(name string) bool { return slices.Contains(only, name) }), nil
+}
+
+func appendFields(b []byte, fields []field, want func(name string) bool) []byte {
 	b = append(b, '{')
 	first := true
-	for i, f := range fields {
-		if _, ok := changed[f.name]; !ok && i > 0 && f.name != "id" && f.name != "clients_id" {
+	for _, f := range fields {
+		if !want(f.name) {
 			continue
 		}
 		if !first {
@@ -94,7 +126,7 @@ func (e *Event) appendChangedData(b []byte) ([]byte, error) {
 		b = append(AppendJSONString(b, f.name), ':')
 		b = append(b, f.value...)
 	}
-	return append(b, '}'), nil
+	return append(b, '}')
 }
 
 type field struct {
@@ -108,8 +140,10 @@ func objectFields(raw json.RawMessage) ([]field, error) {
 		return nil, nil
 	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
-	if _, err := dec.Token(); err != nil {
+	if t, err := dec.Token(); err != nil {
 		return nil, err
+	} else if t != json.Delim('{') {
+		return nil, fmt.Errorf("it begins with %v", t)
 	}
 	var fields []field
 	for dec.More() {
@@ -131,16 +165,18 @@ func objectFields(raw json.RawMessage) ([]field, error) {
 }
 
 // CloudEvents is the structured JSON form of CloudEvents 1.0; its data is the
-// Billhook payload.
+// Billhook payload. An event of no row has no subject.
 func CloudEvents(e *Event) ([]byte, string, error) {
 	b := append([]byte(nil), `{"specversion":"1.0","id":"`...)
 	b = e.ID.AppendText(b)
 	b = append(b, `","source":`...)
-	b = AppendJSONString(b, "/billhook/"+e.Source)
+	b = AppendJSONString(b, "/billhook/"+uriSegment(e.Source))
 	b = append(b, `,"type":`...)
 	b = AppendJSONString(b, string(e.Type))
-	b = append(b, `,"subject":`...)
-	b = AppendJSONString(b, e.Object)
+	if e.Object != "" {
+		b = append(b, `,"subject":`...)
+		b = AppendJSONString(b, e.Object)
+	}
 	b = append(b, `,"time":"`...)
 	b = e.CommitTime.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z07:00")
 	b = append(b, `","datacontenttype":"application/json","data":`...)
@@ -148,39 +184,21 @@ func CloudEvents(e *Event) ([]byte, string, error) {
 	return append(b, '}'), "application/cloudevents+json", nil
 }
 
-// Template makes a Format of a Go text/template. The template sees .event, .data
-// and .changed as decoded JSON with numbers kept as written; {{json x}} writes any
-// value as JSON. What it writes must be JSON unless contentType says otherwise.
-func Template(text, contentType string) (Format, error) {
-	if contentType == "" {
-		contentType = contentJSON
-	}
-	t, err := template.New("body").Option("missingkey=error").Funcs(template.FuncMap{"json": templateJSON}).Parse(text)
-	if err != nil {
-		return nil, err
-	}
-	return func(e *Event) ([]byte, string, error) {
-		doc, err := e.Document()
-		if err != nil {
-			return nil, "", err
+// uriSegment writes a name so that it can stand in a URI's path.
+func uriSegment(name string) string {
+	const hex = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := range len(name) {
+		switch c := name[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.', c == '_', c == '~':
+			b.WriteByte(c)
+		default:
+			b.WriteByte('%')
+			b.WriteByte(hex[c>>4])
+			b.WriteByte(hex[c&0xF])
 		}
-		var out bytes.Buffer
-		if err := t.Execute(&out, map[string]any{"event": doc.Event, "data": doc.Data, "changed": doc.Changed}); err != nil {
-			return nil, "", fmt.Errorf("write event %s by template: %w", e.ID, err)
-		}
-		if strings.HasSuffix(contentType, "json") && !json.Valid(out.Bytes()) {
-			return nil, "", fmt.Errorf("write event %s by template: the result is no JSON; write values with {{json .data.name}}", e.ID)
-		}
-		return out.Bytes(), contentType, nil
-	}, nil
-}
-
-func templateJSON(v any) (string, error) {
-	if s, ok := v.(string); ok {
-		return string(AppendJSONString(nil, s)), nil
 	}
-	b, err := json.Marshal(v)
-	return string(b), err
+	return b.String()
 }
 
 // Document is an event's payload, decoded. Numbers are json.Number.
