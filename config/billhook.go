@@ -79,9 +79,12 @@ type Mapping struct {
 	Key Columns `yaml:"key" jsonschema:"required"`
 	// Ignore lists columns that alone make no update event.
 	Ignore Columns `yaml:"ignore,omitempty"`
-	// Mask lists columns that show as "***" in payloads, logs, API and console.
+	// Mask lists columns that show as "***" in payloads, logs, API and console, of the
+	// table and of those beside it: to mask the values of custom fields, name their
+	// column of values.
 	Mask Columns `yaml:"mask,omitempty"`
-	// Exclude lists columns that are never read from the database.
+	// Exclude lists columns that are never read from the database, of the table and of
+	// those beside it.
 	Exclude Columns `yaml:"exclude,omitempty"`
 	// Truncate makes a TRUNCATE of the table an event.
 	Truncate bool `yaml:"truncate,omitempty"`

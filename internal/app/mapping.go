@@ -2,6 +2,7 @@ package app
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"github.com/billhook/billhook/config"
@@ -101,7 +102,21 @@ func mapping(b *config.Billhook) (billing.Mapping, error) {
 	for _, name := range names {
 		m.Rules = append(m.Rules, p.rules(b, name, b.Events[name])...)
 	}
+	if p.err() == nil {
+		p.excluded(b, m)
+	}
 	return m, p.err()
+}
+
+// excluded refuses expressions that look at columns that are not read.
+func (p *problems) excluded(b *config.Billhook, m billing.Mapping) {
+	for _, n := range needs(b, m) {
+		for _, e := range m.Entities {
+			if !n.idle && n.tables[0] == e.Table && slices.Contains(e.Exclude, n.column) {
+				p.add(n.at, fmt.Sprintf("the column %q is needed here but excluded", n.column), "remove it from exclude, or put it into mask")
+			}
+		}
+	}
 }
 
 func (p *problems) entity(name string, c config.Mapping, client config.Columns) billing.Entity {

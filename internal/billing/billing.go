@@ -28,7 +28,8 @@
 // itself, being exactly at the threshold, NULL or NaN. With
 // the default identity nothing of the old row comes, so memory keeps, per row,
 // exact values of the columns that rules look at, short values as they are, and
-// a 64-bit digest of every other watched column. See Layout.
+// a 64-bit digest of every other watched column. Of a masked column it keeps a
+// digest with a key. See Layout.
 //
 // Start with Mapping, New and Deriver.Commit.
 package billing

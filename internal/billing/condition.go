@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"slices"
 	"time"
 
@@ -18,7 +19,7 @@ func (d *Deriver) differs(r *row, column int) difference {
 	if len(d.diffs) == 0 {
 		d.diffs = slices.Grow(d.diffs, len(r.rel.Columns))[:len(r.rel.Columns)]
 		for i := range d.diffs {
-			d.diffs[i] = d.rec.cells[i].against(r.new[i])
+			d.diffs[i] = r.compare(&d.rec.cells[i], r.new[i])
 		}
 	}
 	return d.diffs[column]
@@ -96,12 +97,30 @@ func (d *Deriver) fires(r *row, b *bound, op wal.Op) bool {
 	if b.When != nil {
 		ok, err := b.When.Row(d.vars(r, op))
 		if err != nil {
+			if r.looksAtMasked(b.When) {
+				err = errMasked // the reason may quote the value
+			}
 			d.opts.Broken(b.Event, err)
 			return false
 		}
 		return ok
 	}
 	return true
+}
+
+var errMasked = errors.New("it cannot be evaluated for this row; why is not shown, since it looks at a masked column")
+
+// looksAtMasked reports whether a condition can see a masked column.
+func (p *plan) looksAtMasked(c *expr.Condition) bool {
+	for _, variable := range []string{"old", "new"} {
+		names, all := c.Columns(variable)
+		for i, column := range p.rel.Columns {
+			if p.masked[i] && (all || slices.Contains(names, column.Name)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // became reports whether the predicate did not hold before and holds now. Of a
@@ -115,7 +134,7 @@ func (d *Deriver) became(r *row, b *bound, op wal.Op) bool {
 		known, before = true, b.Becomes.holds(wal.Value{Kind: wal.Text, Text: c.text})
 	case slotNull:
 		known, before = true, b.Becomes.holds(wal.Value{Kind: wal.Null})
-	case slotDigest: // a longer text than any short one
+	case slotDigest, slotSealed: // some text
 		known, before = b.Becomes.Set || b.Becomes.Unset, b.Becomes.Set
 	}
 	switch op {

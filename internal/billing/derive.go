@@ -19,6 +19,9 @@ type Options struct {
 	// Notice is called when the mapping and a relation contradict each other, once
 	// per relation description.
 	Notice func(Notice)
+	// Seal is the key of the digests by which masked columns are remembered. It stays
+	// the same as long as the memory does.
+	Seal []byte
 	// Broken is called when a condition cannot be evaluated for a row; its event
 	// does not fire for this row.
 	Broken func(t event.Type, err error)
@@ -150,6 +153,9 @@ func (d *Deriver) plan(rel *wal.Relation) *plan {
 			p, notices = newPlan(m, rel, rel.Identity == wal.IdentityFull && !slices.Contains(d.doubted, rel.ID))
 			for _, n := range notices {
 				d.opts.Notice(n)
+			}
+			if p != nil {
+				p.seal = d.opts.Seal
 			}
 		}
 		d.plans[rel] = p

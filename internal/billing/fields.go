@@ -103,6 +103,8 @@ func (d *Deriver) appendField(f *row, op wal.Op) {
 	switch c := &d.rec.cells[f.field.value]; {
 	case op == wal.Insert || c.tag == slotNull:
 		d.changed = append(appendName(d.changed, "old"), jsonNil...)
+	case c.tag == slotSealed && f.masked[f.field.value]:
+		d.changed = append(appendName(d.changed, "old"), masked...)
 	case c.tag == slotText:
 		d.changed = f.appendValue(appendName(d.changed, "old"), f.field.value, wal.Value{Kind: wal.Text, Text: c.text})
 	}

@@ -1,6 +1,8 @@
 package billing
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -22,16 +24,19 @@ import (
 //	       | 2 length(uvarint) bytes    the text itself
 //	       | 3 digest(8, big-endian)    xxhash64 of a longer text
 //	       | 4 | 5                      threshold: last seen below, above
+//	       | 16 digest(16)              of a masked text: HMAC-SHA-256 under Options.Seal, cut
 //
 // Layout 0 has no slots: the row was deleted while memory was being filled, and
 // the fill must not bring it back.
 //
 // A watched column that rules look at is kept as text, any other as text when it
-// is at most 8 bytes long and as a digest else.
+// is at most 8 bytes long and as a digest else. Of a masked column only the keyed
+// digest is kept, however short the text, unless a rule must compare the text itself;
+// what was kept otherwise before the column was masked is not looked at.
 type Layout struct {
 	ID    uint32   `json:"id"`
 	Table string   `json:"table"`
-	Slots []string `json:"slots"` // "=column" kept as text, "#column" kept as digest, "<column value" side of a threshold
+	Slots []string `json:"slots"` // "=column" kept as text, "#column" as digest, "*column" as keyed digest, "<column value" side of a threshold
 }
 
 const recordVersion = 1
@@ -48,7 +53,18 @@ const (
 	slotDigest
 	slotBelow
 	slotAbove
+
+	slotSealed slotTag = 16 // its cell has the digest as text
 )
+
+const sealedSize = 16
+
+// seal is the keyed digest of a masked text.
+func seal(key, text []byte) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write(text)
+	return h.Sum(nil)[:sealedSize]
+}
 
 // cell is what is known of one column before the transaction.
 type cell struct {
@@ -101,6 +117,17 @@ func (c *cell) against(v wal.Value) difference {
 	return differs
 }
 
+// compare is against for the cells of a plan, sealed ones among them.
+func (p *plan) compare(c *cell, v wal.Value) difference {
+	if c.tag != slotSealed || !v.Known() {
+		return c.against(v)
+	}
+	if v.Kind == wal.Text && hmac.Equal(seal(p.seal, v.Text), c.text) {
+		return same
+	}
+	return differs
+}
+
 // shortText is the longest text that a digest slot keeps as it is.
 const shortText = 8
 
@@ -114,8 +141,22 @@ func appendCell(b []byte, c cell, exact bool) []byte {
 		return append(b, c.text...)
 	case slotDigest:
 		return binary.BigEndian.AppendUint64(append(b, byte(slotDigest)), c.digest)
+	case slotSealed:
+		return append(append(b, byte(slotSealed)), c.text...)
 	}
 	return append(b, byte(c.tag))
+}
+
+// appendSealed is appendCell for a masked column. What is known of it in another
+// form is forgotten.
+func (p *plan) appendSealed(b []byte, c cell) []byte {
+	switch c.tag {
+	case slotText:
+		return append(append(b, byte(slotSealed)), seal(p.seal, c.text)...)
+	case slotSealed, slotNull:
+		return appendCell(b, c, false)
+	}
+	return append(b, byte(slotUnknown))
 }
 
 // readCell takes one slot off a record.
@@ -137,6 +178,11 @@ func readCell(b []byte) (cell, []byte, bool) {
 			return cell{}, nil, false
 		}
 		return cell{tag: tag, digest: binary.BigEndian.Uint64(b)}, b[8:], true
+	case slotSealed:
+		if len(b) < sealedSize {
+			return cell{}, nil, false
+		}
+		return cell{tag: tag, text: b[:sealedSize:sealedSize]}, b[sealedSize:], true
 	case slotUnknown, slotNull, slotBelow, slotAbove:
 		return cell{tag: tag}, b, true
 	}
@@ -282,6 +328,10 @@ func (p *plan) appendRecord(b []byte, cellAt func(column int) cell, sides []slot
 	for i, to := range p.targets {
 		if to.gauge >= 0 {
 			b = append(b, byte(sides[to.gauge]))
+			continue
+		}
+		if p.layout.Slots[i][0] == '*' {
+			b = p.appendSealed(b, cellAt(to.column))
 			continue
 		}
 		b = appendCell(b, cellAt(to.column), p.layout.Slots[i][0] == '=')

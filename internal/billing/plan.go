@@ -198,7 +198,8 @@ type plan struct {
 	hidden    []bool // excluded columns
 	masked    []bool
 
-	full    bool // old rows come with the stream: memory holds sides alone
+	seal    []byte // Options.Seal
+	full    bool   // old rows come with the stream: memory holds sides alone
 	layout  Layout
 	targets []target
 	foreign map[uint32][]target
@@ -425,7 +426,11 @@ func (p *plan) plot() {
 			case watchText:
 				p.layout.Slots = append(p.layout.Slots, "="+c.Name)
 			case watchDigest:
-				p.layout.Slots = append(p.layout.Slots, "#"+c.Name)
+				mark := "#"
+				if p.masked[i] {
+					mark = "*"
+				}
+				p.layout.Slots = append(p.layout.Slots, mark+c.Name)
 			}
 		}
 	}
@@ -443,7 +448,7 @@ func (p *plan) needsText(column int) bool {
 		return true
 	}
 	return slices.ContainsFunc(p.rules, func(b bound) bool {
-		return slices.Contains(b.seen, column) || b.becomes == column || b.moves == column || b.gauge >= 0 && slices.Contains(p.gauges[b.gauge].columns, column)
+		return slices.Contains(b.seen, column) || b.becomes == column && len(b.Becomes.Values) > 0 || b.moves == column || b.gauge >= 0 && slices.Contains(p.gauges[b.gauge].columns, column)
 	})
 }
 
@@ -455,6 +460,9 @@ func (p *plan) target(slot string) target {
 		return t
 	}
 	t.column = slices.IndexFunc(p.rel.Columns, func(c wal.Column) bool { return c.Name == slot[1:] })
+	if t.column >= 0 && p.masked[t.column] && !slices.Contains(p.layout.Slots, slot) {
+		t.column = -1 // from before it was masked
+	}
 	return t
 }
 

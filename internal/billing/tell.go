@@ -89,6 +89,9 @@ func (d *Deriver) appendData(r *row, op wal.Op) (unchanged []string) {
 			continue
 		}
 		v, ok := d.value(r, i)
+		if !ok && r.masked[i] && d.rec.cells[i].tag == slotSealed {
+			v, ok = wal.Value{Kind: wal.Text}, true // shown as *** alone
+		}
 		if !ok {
 			if op != wal.Delete {
 				unchanged = append(unchanged, c.Name)
@@ -114,6 +117,10 @@ func (d *Deriver) appendChanged(r *row) {
 		switch cell := &d.rec.cells[i]; cell.tag {
 		case slotNull:
 			d.changed = append(appendName(d.changed, "old"), jsonNil...)
+		case slotSealed:
+			if r.masked[i] {
+				d.changed = append(appendName(d.changed, "old"), masked...)
+			}
 		case slotText:
 			d.changed = r.appendValue(appendName(d.changed, "old"), i, wal.Value{Kind: wal.Text, Text: cell.text})
 		}

@@ -68,7 +68,7 @@ func Template(text, contentType string, place func(line, column int) string) (Fo
 			if errors.As(err, &at) {
 				return nil, "", fmt.Errorf("write event %s by template, %s: %w", e.ID, place(at.Line, at.Column), err)
 			}
-			return nil, "", fmt.Errorf("write event %s by template: %w", e.ID, err)
+			return nil, "", fmt.Errorf("write event %s by template, %s: %w", e.ID, place(1, 1), err)
 		}
 		var doc map[string]any
 		dec := json.NewDecoder(bytes.NewReader(e.AppendPayload(nil)))

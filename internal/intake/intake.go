@@ -14,7 +14,9 @@
 package intake
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -95,9 +97,13 @@ func New(o Options) (*Intake, error) {
 		in.o.Retry = time.Second
 	}
 	in.metrics = newMetrics(o.Registerer, o.Types)
-	var err error
+	key, err := seal(o.Journal)
+	if err != nil {
+		return nil, err
+	}
 	in.deriver, err = billing.New(o.Mapping, billing.Options{
 		Wants: o.Wants,
+		Seal:  key,
 		Count: in.metrics.event,
 		Notice: func(n billing.Notice) {
 			in.log.Warn("mapping and database disagree", "table", n.Relation.Schema+"."+n.Relation.Name, "err", n.Text)
@@ -114,6 +120,33 @@ func New(o Options) (*Intake, error) {
 	in.position, _ = o.Journal.Position()
 	in.outside = o.Journal.LastEvent()
 	return in, nil
+}
+
+// sealKey is where the key of masked columns' digests stands in memory. Row keys never
+// start with 0.
+const sealKey = "\x00seal"
+
+// seal returns the journal's key for the digests of masked columns. A new journal
+// gets one before anything is remembered under it.
+func seal(j *journal.Journal) ([]byte, error) {
+	b := j.NewBatch()
+	key, ok, err := b.Memory([]byte(sealKey))
+	if ok || err != nil {
+		key = bytes.Clone(key)
+		b.Discard()
+		return key, err
+	}
+	key = make([]byte, 32)
+	rand.Read(key) // never fails
+	b.SetMemory([]byte(sealKey), key)
+	wait, err := j.Commit(b)
+	if err == nil {
+		err = wait()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make the key for masked columns: %w", err)
+	}
+	return key, nil
 }
 
 // Blocked returns why intake stands still, "" when it does not.
