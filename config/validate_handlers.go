@@ -99,6 +99,11 @@ func (d *decoder) handlerEvents(at string, h *Handler, types []EventType, b *Bil
 			continue
 		}
 		h.Events = append(h.Events, name)
+		// accounts.* means clients.accounts.*, and the user's own accounts.blocked too.
+		if literal := foldTitle(text); literal != name && strings.HasSuffix(literal, ".*") && !slices.Contains(h.Events, literal) &&
+			slices.ContainsFunc(types, func(t EventType) bool { return MatchEvent(literal, t.Name) }) {
+			h.Events = append(h.Events, literal)
+		}
 		if b != nil && h.Status == Enabled {
 			for _, t := range types {
 				if t.Name == name && !b.mapped(t.Needs) {

@@ -242,6 +242,81 @@ func TestResolveEvent(t *testing.T) {
 	}
 }
 
+// TestHandlersMean loads a handler for each way to say what it wants, and compares
+// the event types that it is then told of: names, aliases and titles in any case and
+// spacing, and wildcards over names and aliases, with events of a preset's own.
+func TestHandlersMean(t *testing.T) {
+	env := func(string) (string, bool) { return "", false }
+	means := func(preset, text string) (string, error) {
+		b, err := config.ParseBillhook("billhook.yaml", []byte("version: 1\nsource: {dsn: \"host=localhost\"}\npreset: "+preset+"\n"), env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := config.ParseHandlers("handlers.yaml", fmt.Appendf(nil, "version: 1\nhandlers: [{id: 1, name: a, event: %q, script: {path: ./x}}]\n", text), env, b)
+		if err != nil {
+			return "", err
+		}
+		var names []string
+		for _, e := range b.EventTypes() {
+			if h.Handlers[0].Matches(e.Name) {
+				names = append(names, e.Name)
+			}
+		}
+		return strings.Join(names, " "), nil
+	}
+	lacks := func(e config.EventType) bool {
+		return strings.HasSuffix(e.Name, ".truncate") || e.Needs == "entities.accounts.balance"
+	}
+	for _, e := range config.Catalogue() {
+		if lacks(e) {
+			continue
+		}
+		for _, text := range append([]string{e.Name, e.Title}, e.Aliases...) {
+			for _, as := range []string{text, strings.ToUpper(text), strings.ReplaceAll(strings.ToLower(text), " ", "  "), " " + strings.ReplaceAll(text, "= 0", "=0")} {
+				if got, err := means("jerasoft", as); err != nil || got != e.Name {
+					t.Errorf("%q means %q, %v, want %s", as, got, err, e.Name)
+				}
+			}
+		}
+	}
+	const (
+		clients  = "clients.archive clients.balance_notzero clients.balance_zero clients.create clients.custom_fields.update clients.delete clients.truncate clients.update"
+		accounts = "clients.accounts.balance_notzero clients.accounts.balance_zero clients.accounts.create clients.accounts.delete clients.accounts.truncate clients.accounts.update"
+		packages = "clients.packages.activate clients.packages.assign clients.packages.close clients.packages.deactivate clients.packages.renew clients.packages.truncate"
+	)
+	sorted := func(lists ...string) string {
+		return strings.Join(slices.Sorted(slices.Values(strings.Fields(strings.Join(lists, " ")))), " ")
+	}
+	for _, tt := range []struct{ preset, text, want string }{
+		{"jerasoft", "*", sorted(clients, accounts, packages)},
+		{"jerasoft", "clients.*", sorted(clients, accounts, packages)},
+		{"jerasoft", "accounts.*", accounts},
+		{"jerasoft", "clients.accounts.*", accounts},
+		{"jerasoft", "clients.packages.*", packages},
+		{"jerasoft", "clients.subscriptions.*", packages},
+		{"jerasoft", "clients_packages.*", packages},
+		{"jerasoft", "Clients_Packages.*", packages},
+		{"jerasoft", "clients.custom_fields.*", "clients.custom_fields.update"},
+		{"lago", "accounts.*", sorted(accounts, "clients.accounts.terminate")},
+		{"lago", "Wallet terminated", "clients.accounts.terminate"},
+		{"yeti", "clients.*", sorted(clients, accounts, packages, "clients.enable clients.disable")},
+		{"yeti", "Accounts Balance Became <= 0", "clients.accounts.balance_zero"},
+		{"yeti", "Clients Disable", "clients.disable"},
+		{"jerasoft\nevents: {accounts.blocked: {entity: accounts, changes: name}}", "accounts.*", sorted(accounts, "accounts.blocked")},
+		{"jerasoft\nevents: {accounts.blocked: {entity: accounts, changes: name}}", "clients.accounts.*", accounts},
+		{"jerasoft\nevents: {billing.blocked: {title: 'Blocked <= 5', entity: accounts, changes: name}}", "blocked<=5", "billing.blocked"},
+	} {
+		if got, err := means(tt.preset, tt.text); err != nil || got != tt.want {
+			t.Errorf("%s, %q means\n%s, %v\nwant\n%s", tt.preset, tt.text, got, err, tt.want)
+		}
+	}
+	for _, text := range []string{"subscription.*", "clients", "clients.*.create", "Clients Accounts *", "**", ".*"} {
+		if got, err := means("jerasoft", text); err == nil {
+			t.Errorf("%q means %s", text, got)
+		}
+	}
+}
+
 // TestCatalogueIsUnambiguous: no two event types share a name, an alias or a title.
 func TestCatalogueIsUnambiguous(t *testing.T) {
 	types := config.Catalogue()

@@ -33,7 +33,7 @@ var update = flag.Bool("update", false, "rewrite the golden files of testdata/pr
 // TestPresets runs the statements of each testdata/presets/*.txtar in a real
 // database and compares what a receiver is told with the golden events: the
 // mapping as people get it, read from a file that names a preset or maps entities
-// itself. It does so with the replica identity that tables come with and with FULL;
+// itself, and found good by billhook check. It does so with the replica identity that tables come with and with FULL;
 // but for old values that only one of them can know, the events are the same. And
 // each script makes every event type that its mapping can.
 func TestPresets(t *testing.T) {
@@ -206,6 +206,9 @@ func (s *mappingScript) play(t *testing.T, identity string, handlersYAML func(ur
 	server := httptest.NewServer(&box)
 	defer server.Close()
 	in := install(t, db.DSN, s.billhookYAML(db.Name), handlersYAML(server.URL))
+	if out, err := in.command("check", "--config", in.config, "--handlers", in.handlers).CombinedOutput(); err != nil {
+		t.Fatalf("billhook check: %v\n%s", err, out)
+	}
 	in.start()
 	in.waitReady()
 	var ends []wal.LSN
