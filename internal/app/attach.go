@@ -118,6 +118,7 @@ type need struct {
 	column string
 	at     config.Pos
 	idle   bool // it need not be published, nor be readable: it is ignored, masked or excluded
+	number bool // it is compared as an amount
 }
 
 // needs lists every column that the mapping names, with its place in the file.
@@ -125,11 +126,11 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 	var list []need
 	columns := func(tables []billing.Table, idle bool, at string, names []string) {
 		for i, name := range names {
-			list = append(list, need{tables, name, b.At(fmt.Sprintf("%s[%d]", at, i)), idle})
+			list = append(list, need{tables: tables, column: name, at: b.At(fmt.Sprintf("%s[%d]", at, i)), idle: idle})
 		}
 	}
 	column := func(tables []billing.Table, at, name string) {
-		list = append(list, need{tables, name, b.At(at), false})
+		list = append(list, need{tables: tables, column: name, at: b.At(at)})
 	}
 	condition := func(tables []billing.Table, at string, c *expr.Condition) {
 		if c == nil {
@@ -162,6 +163,7 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 		}
 		for _, name := range n.Columns() {
 			column(tables, at, name)
+			list[len(list)-1].number = true
 		}
 	}
 	rows := map[string][]billing.Table{} // of an entity: where its own rules look
@@ -271,6 +273,11 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 		}
 		has := func(t catalog.Table) bool { _, ok := t.Column(n.column); return ok }
 		i := slices.IndexFunc(here, has)
+		if i >= 0 && n.number {
+			if c, _ := here[i].Column(n.column); !c.Number() {
+				p.add(n.at, fmt.Sprintf("column %q of table %s is of type %s, which cannot be compared as an amount", n.column, here[i].Name, c.Type), "map a column of type numeric or of integers")
+			}
+		}
 		switch {
 		case i < 0:
 			p.add(n.at, fmt.Sprintf("table %s has no column %q", here[0].Name, n.column), "correct the name; it has "+columnList(here[0]))

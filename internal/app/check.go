@@ -143,16 +143,17 @@ func command(text, remedy string) (string, string) {
 // checkedTables are the mapped tables with their places in the file.
 func checkedTables(b *config.Billhook, m billing.Mapping) []doctor.Table {
 	var out []doctor.Table
-	add := func(at string, t billing.Table, key, unique, exclude []string) {
+	add := func(at string, t billing.Table, key, unique, exclude []string) *doctor.Table {
 		out = append(out, doctor.Table{
 			Name: catalog.Name{Schema: t.Schema, Table: t.Name}, Use: b.At(at).String(), Key: key, Unique: unique, Exclude: exclude,
 		})
+		return &out[len(out)-1]
 	}
 	for _, e := range m.Entities {
 		at := "entities." + e.Name
 		add(at+".table", e.Table, e.Key, nil, e.Exclude)
 		if e.Balance != nil && e.Balance.Table != nil {
-			add(at+".balance.table", *e.Balance.Table, e.Balance.Key, nil, e.Exclude)
+			add(at+".balance.table", *e.Balance.Table, e.Balance.Key, nil, e.Exclude).Beside = true
 		}
 		if f := e.CustomFields; f != nil && f.Table != nil {
 			// Any replica identity will do.
@@ -167,7 +168,7 @@ func checkedTables(b *config.Billhook, m billing.Mapping) []doctor.Table {
 func checkedColumns(b *config.Billhook, m billing.Mapping) []doctor.Column {
 	var out []doctor.Column
 	for _, n := range needs(b, m) {
-		c := doctor.Column{Name: n.column, Use: n.at.String(), Idle: n.idle}
+		c := doctor.Column{Name: n.column, Use: n.at.String(), Idle: n.idle, Number: n.number}
 		for _, t := range n.tables {
 			c.Tables = append(c.Tables, catalog.Name{Schema: t.Schema, Table: t.Name})
 		}

@@ -52,6 +52,7 @@ type Table struct {
 	Key     []string // columns that tell a row from others; the replica identity must hold them
 	Unique  []string // columns that a primary key could have, when Key is empty
 	Exclude []string // columns that must not leave the database
+	Beside  bool     // it stands beside the clients' own table: Key is theirs, and tells a client's one row
 }
 
 // Column is a column that the mapping names.
@@ -60,6 +61,7 @@ type Column struct {
 	Use    string         // its place in the file
 	Tables []catalog.Name // mapped tables; one of them must have it
 	Idle   bool           // it need be neither published nor readable
+	Number bool           // it is compared as an amount
 }
 
 // Options of Run. DSN, Slot and Publication are required.

@@ -225,6 +225,24 @@ func TestFaults(t *testing.T) {
 			"table public.clients", doctor.Fail, `entities.clients.mask[0]: there is no column "tax_id"`, "the table has:", false, 0,
 		},
 		{
+			"an amount that is no number", func(t *testing.T, b *bed) {
+				b.db.Exec(t, "ALTER TABLE balances ALTER balance TYPE money USING balance::text::money")
+				b.o.Columns[1].Number = true
+			}, "table public.balances", doctor.Fail, `entities.clients.balance.column: column "balance" is of type money, which cannot be compared`, "numeric", false, 0,
+		},
+		{
+			"several balances of a client", func(t *testing.T, b *bed) {
+				b.db.Exec(t, "ALTER TABLE balances DROP CONSTRAINT balances_pkey; ALTER TABLE balances ADD id serial PRIMARY KEY")
+				b.o.Tables[1].Beside = true
+			}, "table public.balances", doctor.Fail, `key column "clients_id" is not part of the replica identity (id)`, "entities.accounts", false, 0,
+		},
+		{
+			"several balances of a client, with FULL", func(t *testing.T, b *bed) {
+				b.db.Exec(t, "ALTER TABLE balances DROP CONSTRAINT balances_pkey; ALTER TABLE balances ADD id serial PRIMARY KEY; ALTER TABLE balances REPLICA IDENTITY FULL")
+				b.o.Tables[1].Beside = true
+			}, "table public.balances", doctor.Warn, "rows are told apart by id, not by clients_id alone", "entities.accounts", false, 0,
+		},
+		{
 			"column generated", func(t *testing.T, b *bed) {
 				b.db.Exec(t, "ALTER TABLE balances DROP balance; ALTER TABLE balances ADD balance int GENERATED ALWAYS AS (clients_id * 2) STORED")
 			}, "table public.balances", doctor.Fail, `column "balance" is generated`, "clients_id", false, 0,

@@ -181,6 +181,9 @@ func (r *report) columns(f *facts, t catalog.Table, check string) {
 			continue
 		}
 		column, _ := here[i].Column(c.Name)
+		if c.Number && !column.Number() {
+			r.add(check, Fail, "# map a column of type numeric or of integers", "%scolumn %q is of type %s, which cannot be compared as an amount: its event would never fire", place(c.Use), c.Name, column.Type)
+		}
 		published, listed := false, false
 		if f.publication != nil {
 			p, ok := f.publication.Table(here[i].Name)
@@ -265,12 +268,28 @@ func (r *report) key(f *facts, t catalog.Table, uses []Table, check string) bool
 				if l.Name != t.Name {
 					what += " of partition " + l.Name.String()
 				}
-				r.add(check, Fail, rekey(f, t, l), "key column %q is not part of %s (%s): a deleted row could not be told from others", name, what, strings.Join(l.IdentityColumns, ", "))
+				remedy := rekey(f, t, l)
+				if u.Beside {
+					remedy = severalRows
+				}
+				r.add(check, Fail, remedy, "key column %q is not part of %s (%s): a deleted row could not be told from others", name, what, strings.Join(l.IdentityColumns, ", "))
 				return false
 			}
 		}
 	}
+	for _, u := range uses {
+		if extra := without(t.PrimaryKey, u.Key); u.Beside && len(extra) > 0 {
+			r.add(check, Warn, severalRows, "rows are told apart by %s, not by %s alone: several rows of one client would be taken for one", strings.Join(t.PrimaryKey, ", "), strings.Join(u.Key, ", "))
+		}
+	}
 	return true
+}
+
+const severalRows = "# where a client can have several rows here, map them as entities.accounts with a balance"
+
+// without returns the names of a that b lacks.
+func without(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(name string) bool { return slices.Contains(b, name) })
 }
 
 // rekey is the remedy for a replica identity that lacks key columns.

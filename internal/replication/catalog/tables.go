@@ -65,6 +65,16 @@ type Column struct {
 	Select    bool   // the role may read it
 }
 
+// Number reports whether the column's values can be compared as amounts. Of a domain
+// that is not known here, and taken to be so.
+func (c Column) Number() bool {
+	switch c.TypeOID {
+	case 20, 21, 23, 700, 701, 1700: // int8, int2, int4, float4, float8, numeric
+		return true
+	}
+	return c.TypeKind == 'd'
+}
+
 // Column finds a column by name.
 func (t Table) Column(name string) (Column, bool) {
 	i := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == name })
