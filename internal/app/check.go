@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/billhook/billhook/config"
 	"github.com/billhook/billhook/internal/billing"
@@ -99,7 +100,7 @@ func handlerFinding(h *config.Handlers, c config.Handler, o Options) []doctor.Fi
 		c.Status = config.Enabled // so that what is wrong with it is said
 	}
 	p := &problems{}
-	d := p.handler(h, c, nil, o)
+	d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, o)
 	if d.Call != nil {
 		_ = d.Call.Close() // it was never called
 	}

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/billhook/billhook/config"
 	"github.com/billhook/billhook/internal/backoff"
@@ -25,6 +26,9 @@ import (
 type defined struct {
 	config config.Handler // without its places in the file
 	made   *dispatch.Handler
+	// template is where the template stands in the file now, for errors that show
+	// only when it is used.
+	template *atomic.Pointer[config.Expr]
 }
 
 // build makes dispatch handlers of a loaded file. A handler whose definition is
@@ -39,15 +43,17 @@ func build(h *config.Handlers, before map[int]defined, columns map[string]event.
 		c := h.Handlers[i]
 		bare := withoutPlaces(c)
 		if old, ok := before[c.ID]; ok && reflect.DeepEqual(old.config, bare) {
+			old.template.Store(&c.Template)
 			now[c.ID] = old
 			made = append(made, old.made)
 			continue
 		}
-		d := p.handler(h, c, columns, o)
+		template := &atomic.Pointer[config.Expr]{}
+		d := p.handler(h, c, template, columns, o)
 		if d.Call != nil {
 			fresh = append(fresh, d.Call)
 		}
-		now[c.ID] = defined{bare, d}
+		now[c.ID] = defined{bare, d, template}
 		made = append(made, d)
 	}
 	if err := p.err(); err != nil {
@@ -66,8 +72,9 @@ func withoutPlaces(c config.Handler) config.Handler {
 	return c
 }
 
-// handler makes one. columns are those of the mapped entities, by entity.
-func (p *problems) handler(h *config.Handlers, c config.Handler, columns map[string]event.Columns, o Options) *dispatch.Handler {
+// handler makes one. Its template is put into template, from which its place is taken
+// when it is used; columns are those of the mapped entities, by entity.
+func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomic.Pointer[config.Expr], columns map[string]event.Columns, o Options) *dispatch.Handler {
 	at := func(field string) config.Pos { return h.At(c.Pos.Field + "." + field) }
 	d := &dispatch.Handler{
 		ID: c.ID, Name: c.Name, Kind: c.Kind(), Events: slices.Clone(c.Events), Priority: c.Priority,
@@ -114,7 +121,8 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, columns map[str
 	case config.FormatCloudEvents:
 		d.Format = event.CloudEvents
 	case config.FormatTemplate:
-		place := func(line, column int) string { return c.Template.At(line, column).String() }
+		template.Store(&c.Template)
+		place := func(line, column int) string { return template.Load().At(line, column).String() }
 		f, err := event.Template(c.Template.Text, c.ContentType, place)
 		if err != nil {
 			pos := c.Template.Pos

@@ -8,7 +8,8 @@
 // database and no folder either.
 //
 // It looks at nothing inside Billhook: it knows the two files, the signals, the
-// HTTP face, what a handler receives, and what is in the database.
+// HTTP face, what a handler receives, and what is in the database. From the
+// catalogue of config it takes which event types a mapping must be able to make.
 //
 // BILLHOOK_E2E_SCALE multiplies traffic and kills (1 by default: a minute or so on
 // two cores), BILLHOOK_E2E_SEED chooses the moments of the kills,
@@ -17,5 +18,7 @@
 //
 // Start with instance_test.go (the program as a process), ledger_test.go (what is
 // expected) and compare_test.go (what counts as a difference). Scripts of what
-// people get wrong are in testdata/script at the top.
+// people get wrong are in testdata/script at the top; statements and the events
+// that they make, for each preset, in testdata/presets; payloads in every format in
+// testdata/payloads.
 package e2e
