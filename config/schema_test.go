@@ -103,7 +103,7 @@ func TestSchemasJudge(t *testing.T) {
 	// What is wrong with these is beyond a schema, or beyond JSON.
 	beyond := []string{
 		"bad-billhook-dsn-env", "bad-billhook-dsn-file", "bad-billhook-listen", "bad-billhook-tables-twice",
-		"bad-handlers-duplicate-id", "bad-handlers-env", "bad-handlers-events-twice", "bad-handlers-events",
+		"bad-handlers-balance-of-accounts", "bad-handlers-duplicate-id", "bad-handlers-env", "bad-handlers-events-twice", "bad-handlers-events",
 		"bad-handlers-not-mapped", "bad-handlers-url-env", "bad-merge", "bad-nesting", "bad-second-document", "bad-tag",
 	}
 	if !slices.Equal(passed, beyond) {

@@ -107,7 +107,11 @@ func (d *decoder) handlerEvents(at string, h *Handler, types []EventType, b *Bil
 		if b != nil && h.Status == Enabled {
 			for _, t := range types {
 				if t.Name == name && !b.mapped(t.Needs) {
-					d.fail(fields[i], "the event type "+name+" never happens: billhook.yaml has no "+t.Needs, "map it there, or set status: disabled here")
+					remedy := "map it there, or set status: disabled here"
+					if verb, ok := strings.CutPrefix(name, "clients.balance_"); ok && b.mapped("entities.accounts.balance") {
+						remedy = "the balance is the accounts' own there: handle clients.accounts.balance_" + verb
+					}
+					d.fail(fields[i], "the event type "+name+" never happens: billhook.yaml has no "+t.Needs, remedy)
 				}
 			}
 		}
