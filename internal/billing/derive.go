@@ -166,12 +166,14 @@ func (d *Deriver) plan(rel *wal.Relation) *plan {
 
 // Change takes one change into the open transaction. It reports false for a
 // change that can make no event: of a table that is not mapped, or of a row whose
-// key did not come with it.
+// key did not come with it. It takes excluded values out of c.
 func (d *Deriver) Change(c *wal.Change) bool {
 	p := d.plan(c.Relation)
 	if p == nil {
 		return false
 	}
+	p.hide(c.New)
+	p.hide(c.Old)
 	var ok bool
 	d.keyBuf, ok = d.tx.change(p, c, d.keyBuf)
 	return ok

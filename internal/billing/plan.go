@@ -466,5 +466,18 @@ func (p *plan) target(slot string) target {
 	return t
 }
 
+// hide takes out the values of excluded columns, which come where the publication
+// cannot leave them out, so that nothing of the open transaction holds them.
+func (p *plan) hide(tuple wal.Tuple) {
+	if tuple == nil || len(p.entity.Exclude) == 0 {
+		return
+	}
+	for i := range tuple {
+		if p.hidden[i] && !slices.Contains(p.key, i) {
+			tuple[i] = wal.Value{}
+		}
+	}
+}
+
 // usesMemory reports whether rows of the plan are remembered at all.
 func (p *plan) usesMemory() bool { return len(p.layout.Slots) > 0 }

@@ -124,3 +124,25 @@ func TestMaskedConditions(t *testing.T) {
 		}
 	}
 }
+
+// TestExcludedLeaves: nothing of the open transaction holds an excluded value, also
+// when the server sends it.
+func TestExcludedLeaves(t *testing.T) {
+	d, err := New(Mapping{Source: "billing", Entities: []Entity{{Name: Clients, Table: Table{"public", "clients"}, Key: []string{"id"}, Exclude: []string{"notes"}}}}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rel := &wal.Relation{ID: 1, Schema: "public", Name: "clients", Identity: wal.IdentityFull, Columns: []wal.Column{{Name: "id", Type: 20, Key: true}, {Name: "notes", Type: 25, Key: true}}}
+	c := &wal.Change{Op: wal.Update, Relation: rel, OldKind: wal.OldFull, Old: wal.Tuple{value("1"), value("secret")}, New: wal.Tuple{value("1"), value("secret_too")}}
+	d.Begin(1, wal.Begin{CommitLSN: 1})
+	if !d.Change(c) {
+		t.Fatal("the change was not taken")
+	}
+	for _, r := range d.tx.rows {
+		for _, tuple := range [][]wal.Value{r.old, r.new, c.Old, c.New} {
+			if tuple[1].Kind != wal.Unknown || len(tuple[1].Text) > 0 || string(tuple[0].Text) != "1" {
+				t.Errorf("%v", tuple)
+			}
+		}
+	}
+}
