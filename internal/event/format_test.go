@@ -176,8 +176,8 @@ func FuzzTemplate(f *testing.F) {
 	f.Add(`["{{.data.v}}\\","{{.changed}}"]`, "\\")
 	f.Fuzz(func(t *testing.T, text, value string) {
 		e := sample("clients.create", `{"id":1,"v":`+string(AppendJSONString(nil, value))+`}`, "")
-		if strings.Contains(text, "range") && strings.ContainsAny(text, "0123456789") {
-			return // range over a number may take for ever
+		if strings.Contains(text, "range") && strings.ContainsAny(text, "0123456789") || strings.Contains(text, "template") || strings.Contains(text, "block") {
+			return // a range over a number, or a template that uses itself, may take for ever
 		}
 		if format, err := Template(text, "", nil); err == nil {
 			if body, _, err := format(e); err == nil && !json.Valid(body) {
