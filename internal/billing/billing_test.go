@@ -55,6 +55,18 @@ type script struct {
 	lsn      wal.LSN
 	out      strings.Builder
 	events   []told
+	every    int // spill after so many changes; 0: never
+	changes  int
+}
+
+// change takes a change and spills when it is time.
+func (s *script) change(c *wal.Change) {
+	s.d.Change(c)
+	if s.changes++; s.every > 0 && s.changes%s.every == 0 {
+		if err := s.d.Spill(s.mem); err != nil {
+			s.t.Fatalf("spill: %v", err)
+		}
+	}
 }
 
 func value(s string) wal.Value {
@@ -183,7 +195,7 @@ func (s *script) line(line string) {
 		}
 		s.set(rel, row, f[1:])
 		s.rows[f[0]][s.key(rel, row)] = row
-		s.d.Change(&wal.Change{Op: wal.Insert, Relation: rel, New: row})
+		s.change(&wal.Change{Op: wal.Insert, Relation: rel, New: row})
 	case "update":
 		was, ok := s.rows[f[0]][f[1]]
 		if !ok {
@@ -202,7 +214,7 @@ func (s *script) line(line string) {
 		s.rows[f[0]][key] = row
 		c := &wal.Change{Op: wal.Update, Relation: rel, New: sent}
 		c.Old, c.OldKind = s.old(rel, was, key != f[1], false)
-		s.d.Change(c)
+		s.change(c)
 	case "delete":
 		was, ok := s.rows[f[0]][f[1]]
 		if !ok {
@@ -211,7 +223,7 @@ func (s *script) line(line string) {
 		delete(s.rows[f[0]], f[1])
 		c := &wal.Change{Op: wal.Delete, Relation: rel}
 		c.Old, c.OldKind = s.old(rel, was, false, true)
-		s.d.Change(c)
+		s.change(c)
 	}
 }
 
@@ -382,25 +394,9 @@ func TestCases(t *testing.T) {
 				t.Fatalf("%s: no mapping %q", file, name)
 			}
 			play := func(identity wal.Identity) (string, []told) {
-				s := &script{t: t, identity: identity, mem: memoryMap{}, rels: map[string]*wal.Relation{}, primary: map[string]bool{}, rows: map[string]map[string]wal.Tuple{}}
-				d, err := New(mapping, Options{
-					Notice: func(n Notice) { fmt.Fprintf(&s.out, "notice: %s\n", n.Text) },
-					Broken: func(t event.Type, err error) { fmt.Fprintf(&s.out, "broken: %s: %v\n", t, err) },
-				})
-				if err != nil {
-					t.Fatal(err)
-				}
-				s.d = d
-				for line := range strings.Lines(string(steps)) {
-					line = strings.TrimSpace(line)
-					if line == "" {
-						continue
-					}
-					if strings.HasPrefix(line, "#") {
-						fmt.Fprintln(&s.out, line)
-						continue
-					}
-					s.line(line)
+				s := play(t, mapping, identity, nil, 0, string(steps))
+				for _, every := range []int{1, 2, 3} {
+					s.same(play(t, mapping, identity, s, every, string(steps)))
 				}
 				return s.out.String(), s.events
 			}
@@ -434,4 +430,36 @@ func TestCases(t *testing.T) {
 			}
 		})
 	}
+}
+
+// play plays steps with a new Deriver, which spills after every so many changes.
+// Layouts are numbered as in like, if that is given.
+func play(t *testing.T, mapping Mapping, identity wal.Identity, like *script, every int, steps string) *script {
+	t.Helper()
+	s := &script{t: t, identity: identity, mem: memoryMap{}, rels: map[string]*wal.Relation{}, primary: map[string]bool{}, rows: map[string]map[string]wal.Tuple{}, every: every}
+	d, err := New(mapping, Options{
+		Notice: func(n Notice) { fmt.Fprintf(&s.out, "notice: %s\n", n.Text) },
+		Broken: func(t event.Type, err error) { fmt.Fprintf(&s.out, "broken: %s: %v\n", t, err) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.d = d
+	if like != nil {
+		if layouts, ok, _ := like.mem.Memory([]byte(layoutsKey)); ok {
+			s.mem.SetMemory([]byte(layoutsKey), layouts)
+		}
+	}
+	for line := range strings.Lines(steps) {
+		line = strings.TrimSpace(line)
+		if line == "" {
+			continue
+		}
+		if strings.HasPrefix(line, "#") {
+			fmt.Fprintln(&s.out, line)
+			continue
+		}
+		s.line(line)
+	}
+	return s
 }

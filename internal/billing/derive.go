@@ -25,7 +25,18 @@ type Options struct {
 	// Broken is called when a condition cannot be evaluated for a row; its event
 	// does not fire for this row.
 	Broken func(t event.Type, err error)
+	// Limit is how many bytes of an open transaction are folded before Full says
+	// so; 0: 8 MiB.
+	Limit int
+	// Between is called by Spill, and by Commit of a transaction that was spilled,
+	// between two rows.
+	Between func() error
 }
+
+const defaultLimit = 8 << 20
+
+// emitter takes an event. It is valid until the function returns.
+type emitter = func(*event.Event) error
 
 // Deriver turns transactions into events. It belongs to one goroutine.
 type Deriver struct {
@@ -49,6 +60,8 @@ type Deriver struct {
 	filling bool
 	rec     record
 	order   []int
+	aside   bool      // memory of rows whose key has changed was set aside
+	loaded  [3]loaded // the row at hand, one that is told with it, and a client
 
 	recordText []byte
 	recordBuf  []byte
@@ -77,6 +90,12 @@ func New(m Mapping, o Options) (*Deriver, error) {
 	}
 	if o.Broken == nil {
 		o.Broken = func(event.Type, error) {}
+	}
+	if o.Limit <= 0 {
+		o.Limit = defaultLimit
+	}
+	if o.Between == nil {
+		o.Between = func() error { return nil }
 	}
 	d := &Deriver{mapping: m, tables: map[Table]*mapped{}, plans: map[*wal.Relation]*plan{}, opts: o}
 	add := func(t Table, mt *mapped) error {
@@ -191,13 +210,10 @@ func (d *Deriver) Truncate(rel *wal.Relation) bool {
 	return true
 }
 
-// Rows returns how many rows the open transaction has changed so far.
-func (d *Deriver) Rows() int { return len(d.tx.rows) }
-
 // Commit derives the open transaction's events in order, hands each that is
 // wanted to emit, and brings mem up to date. The event that emit gets is valid
 // until emit returns.
-func (d *Deriver) Commit(mem Memory, emit func(*event.Event) error) error {
+func (d *Deriver) Commit(mem Memory, emit emitter) error {
 	d.ordinal = 0
 	d.groups = nil
 	for _, p := range d.tx.truncated {
@@ -208,8 +224,15 @@ func (d *Deriver) Commit(mem Memory, emit func(*event.Event) error) error {
 			return err
 		}
 	}
+	d.aside = false
+	if d.tx.spilled.next > 0 {
+		return d.commitSpilled(mem, emit)
+	}
 	if len(d.tx.rows) == 1 {
 		return d.row(&d.tx.rows[0], mem, emit)
+	}
+	if err := d.setAllAside(mem); err != nil {
+		return err
 	}
 	order, err := d.ordered(mem)
 	if err != nil {
@@ -220,7 +243,52 @@ func (d *Deriver) Commit(mem Memory, emit func(*event.Event) error) error {
 			return err
 		}
 	}
+	if d.aside {
+		mem.DeleteMemoryPrefix([]byte(scratch))
+	}
 	return nil
+}
+
+// setAllAside makes way for rows whose keys have changed: one may have the key that
+// another had, or a deleted row that is told later. So all that is remembered of
+// rows that give up their key is set aside before the first of them is told.
+func (d *Deriver) setAllAside(mem Memory) error {
+	d.aside = slices.ContainsFunc(d.tx.rows, func(r row) bool { return r.leaves() && r.wasKey != nil })
+	if !d.aside {
+		return nil
+	}
+	for i := range d.tx.rows {
+		if err := d.setAside(&d.tx.rows[i], mem); err != nil {
+			return err
+		}
+	}
+	for i := range d.tx.rows {
+		d.vacate(&d.tx.rows[i], mem)
+	}
+	return nil
+}
+
+// setAside copies what is remembered of a row that gives up its key.
+func (d *Deriver) setAside(r *row, mem Memory) error {
+	if !r.leaves() || !r.usesMemory() {
+		return nil
+	}
+	v, ok, err := mem.Memory(r.firstKey())
+	if err != nil {
+		return fmt.Errorf("read memory of %s: %w", r.rel.Name, err)
+	}
+	if ok {
+		d.recordBuf = append(d.recordBuf[:0], v...)
+		mem.SetMemory(d.tx.spilled.at(scratchMoved, uint64(r.ordinal)), d.recordBuf)
+	}
+	return nil
+}
+
+// vacate forgets what is remembered of a row under the key that it gives up.
+func (d *Deriver) vacate(r *row, mem Memory) {
+	if r.leaves() && r.usesMemory() {
+		d.forget(r.plan, r.firstKey(), mem)
+	}
 }
 
 // ordered returns the order in which the transaction's rows are told: that of
@@ -232,7 +300,7 @@ func (d *Deriver) ordered(mem Memory) ([]int, error) {
 	for i := range d.tx.rows {
 		d.order = append(d.order, i)
 		r := &d.tx.rows[i]
-		parents = parents || r.role == mainRow && r.entity.Name == Clients && r.op() == wal.Delete
+		parents = parents || r.isClient() && r.op() == wal.Delete
 	}
 	if !parents {
 		return d.order, nil
@@ -251,7 +319,7 @@ func (d *Deriver) ordered(mem Memory) ([]int, error) {
 	for i := range d.tx.rows {
 		at[i] = 2 * i
 		r := &d.tx.rows[i]
-		if r.role == mainRow && r.entity.Name == Clients && r.op() == wal.Delete {
+		if r.isClient() && r.op() == wal.Delete {
 			lane, err := d.laneOf(r, mem)
 			if err != nil {
 				return nil, err
@@ -297,9 +365,9 @@ func (d *Deriver) recall(r *row, mem Memory, rec *record) error {
 		if err := d.settle(r.plan, mem); err != nil {
 			return err
 		}
-		key := r.key
-		if r.wasKey != nil {
-			key = r.wasKey
+		key := r.firstKey()
+		if d.aside && r.leaves() {
+			key = d.tx.spilled.at(scratchMoved, uint64(r.ordinal))
 		}
 		if err := d.remember(mem, r.plan, key, rec); err != nil {
 			return err
@@ -371,7 +439,7 @@ func (d *Deriver) identify(r *row) {
 }
 
 // row derives the events of one row and updates its memory.
-func (d *Deriver) row(r *row, mem Memory, emit func(*event.Event) error) error {
+func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 	op := r.op()
 	if op == 0 || r.told {
 		return nil
@@ -395,7 +463,7 @@ func (d *Deriver) row(r *row, mem Memory, emit func(*event.Event) error) error {
 			to = d.standsAt(r, g)
 		}
 		var next slotTag
-		if g.perChange && len(r.path) > 0 {
+		if g.perChange && r.versions() > 0 {
 			d.crossed[i] = stayed // followed below, change by change
 			continue
 		}
@@ -429,17 +497,17 @@ func (d *Deriver) row(r *row, mem Memory, emit func(*event.Event) error) error {
 			if !d.fired[i] {
 				continue
 			}
-			if err := d.tell(r, r.rules[i].Event, op, emit); err != nil {
+			if err := d.tell(r, r.rules[i].Event, op, mem, emit); err != nil {
 				return err
 			}
 		}
 	}
-	if len(r.path) > 0 && op != wal.Delete {
+	if r.versions() > 0 && op != wal.Delete {
 		for i := range r.gauges {
 			if !r.gauges[i].perChange {
 				continue
 			}
-			if err := d.follow(r, i, emit); err != nil {
+			if err := d.follow(r, i, mem, emit); err != nil {
 				return err
 			}
 			keepSides = keepSides || d.sides[i] != slotUnknown
@@ -453,17 +521,10 @@ func (d *Deriver) keep(r *row, op wal.Op, keepSides bool, mem Memory) error {
 	if !r.usesMemory() {
 		return nil
 	}
-	if r.wasKey != nil && r.existed {
-		d.forget(r.plan, r.wasKey, mem)
+	if !d.aside && (!r.plan.full || d.rec.found || r.wasKey != nil) {
+		d.vacate(r, mem)
 	}
 	if op == wal.Delete {
-		key := r.key
-		if r.wasKey != nil {
-			key = r.wasKey
-		}
-		if !r.plan.full || d.rec.found {
-			d.forget(r.plan, key, mem)
-		}
 		return nil
 	}
 	if r.plan.full && !keepSides {

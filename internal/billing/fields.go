@@ -2,6 +2,7 @@ package billing
 
 import (
 	"encoding/binary"
+	"errors"
 	"slices"
 	"strings"
 
@@ -34,33 +35,42 @@ func (d *Deriver) group(mem Memory) (map[string][]int, error) {
 // fields tells the one custom fields event of a client, made of all of the
 // client's field rows in the transaction. A client that came or went in the same
 // transaction has none: its create carries the fields, its delete ends them.
-func (d *Deriver) fields(r *row, mem Memory, emit func(*event.Event) error) error {
-	groups, err := d.group(mem)
-	if err != nil {
-		return err
+func (d *Deriver) fields(r *row, mem Memory, emit emitter) error {
+	if !r.spilled {
+		if _, err := d.group(mem); err != nil {
+			return err
+		}
 	}
 	if err := d.recall(r, mem, &d.rec); err != nil {
 		return err
 	}
 	d.identify(r)
 	client := string(d.object)
-	rows := groups[client]
-	if !slices.ContainsFunc(rows, func(i int) bool { return &d.tx.rows[i] == r }) {
+	rows, err := d.fieldsOf(client, mem)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(rows, r.ordinal) {
 		return d.keep(r, r.op(), false, mem) // of no known client
 	}
-
-	silent := false
-	if c := d.clientRow(r); c != nil {
-		op := c.op()
-		silent = op == wal.Insert || op == wal.Delete
+	if rows[0] != r.ordinal {
+		return nil // told with the first
 	}
+	op, err := d.clientOp(r, mem)
+	if err != nil {
+		return err
+	}
+	silent := op == wal.Insert || op == wal.Delete
 	d.data = append(d.data[:0], '{')
 	d.data = append(appendName(d.data, "id"), d.objectJSON(r)...)
 	d.data = append(appendName(d.data, "custom_fields"), '{')
 	d.changed = append(d.changed[:0], '{')
 	changes := 0
 	for _, i := range rows {
-		f := &d.tx.rows[i]
+		f, err := d.fieldRow(i, mem)
+		if err != nil {
+			return err
+		}
 		f.told = true
 		if err := d.recall(f, mem, &d.rec); err != nil {
 			return err
@@ -113,11 +123,25 @@ func (d *Deriver) appendField(f *row, op wal.Op) {
 }
 
 // appendOwnFields writes the custom fields that came with a new client into its data.
-func (d *Deriver) appendOwnFields(r *row) {
+func (d *Deriver) appendOwnFields(r *row, mem Memory) error {
+	var rows []int
+	if r.spilled {
+		var err error
+		if rows, err = d.spilledFields(string(d.object), mem); err != nil {
+			return err
+		}
+	} else {
+		for i := range d.tx.rows {
+			rows = append(rows, i)
+		}
+	}
 	open := false
-	for i := range d.tx.rows {
-		f := &d.tx.rows[i]
-		if f.role != fieldRow || f.new == nil || f.entity != r.entity || !f.isOf(d.object) {
+	for _, i := range rows {
+		f, err := d.fieldRow(i, mem)
+		if err != nil {
+			return err
+		}
+		if f.role != fieldRow || f.op() == 0 || f.new == nil || f.entity != r.entity || !f.isOf(d.object) {
 			continue
 		}
 		name, value := f.new[f.field.name], f.new[f.field.value]
@@ -133,6 +157,27 @@ func (d *Deriver) appendOwnFields(r *row) {
 	if open {
 		d.data = append(d.data, '}')
 	}
+	return nil
+}
+
+// fieldsOf returns the places of a client's custom field rows, in order.
+func (d *Deriver) fieldsOf(client string, mem Memory) ([]int, error) {
+	if d.tx.spilled.next > 0 {
+		return d.spilledFields(client, mem)
+	}
+	return d.groups[client], nil
+}
+
+// fieldRow returns the row at a place, until it is called again.
+func (d *Deriver) fieldRow(i int, mem Memory) (*row, error) {
+	if d.tx.spilled.next == 0 {
+		return &d.tx.rows[i], nil
+	}
+	l := &d.loaded[2]
+	if ok, err := d.load(mem, uint64(i), l); err != nil || !ok {
+		return nil, errors.Join(err, errDamaged)
+	}
+	return &l.row, nil
 }
 
 // isOf reports whether a custom field row as it is now belongs to a client.
@@ -147,9 +192,9 @@ func (r *row) isOf(client []byte) bool {
 	return string(b) == string(client)
 }
 
-// clientRow finds the row of the client of a custom field row, which has been
-// recalled, in the open transaction, or nil.
-func (d *Deriver) clientRow(f *row) *row {
+// clientOp is what the open transaction does to the client of a custom field row,
+// which has been recalled, 0 for nothing.
+func (d *Deriver) clientOp(f *row, mem Memory) (wal.Op, error) {
 	key := append([]byte(f.entity.Name), 0)
 	for _, i := range f.plan.object {
 		v, _ := d.value(f, i)
@@ -158,7 +203,32 @@ func (d *Deriver) clientRow(f *row) *row {
 		}
 		key = append(key, v.Text...)
 	}
-	return d.tx.find(key)
+	if d.tx.spilled.next > 0 {
+		s := &d.tx.spilled
+		for _, space := range []byte{scratchAlive, scratchDead} {
+			n, ok, err := s.number(mem, s.of(space, key))
+			if err != nil {
+				return 0, err
+			}
+			if !ok {
+				continue
+			}
+			l := &d.loaded[2]
+			if ok, err := d.load(mem, n, l); err != nil || !ok {
+				return 0, errors.Join(err, errDamaged)
+			}
+			return l.op(), nil
+		}
+		return 0, nil
+	}
+	r := d.tx.find(key)
+	if r == nil {
+		r = d.tx.findDead(key)
+	}
+	if r == nil {
+		return 0, nil
+	}
+	return r.op(), nil
 }
 
 // forget drops the memory of a row. While memory is being filled it leaves a mark

@@ -10,7 +10,7 @@ import (
 
 // truncated tells the truncate event of an entity's own table. It belongs to no
 // client, so its lane is the entity's.
-func (d *Deriver) truncated(p *plan, emit func(*event.Event) error) error {
+func (d *Deriver) truncated(p *plan, emit emitter) error {
 	e := p.entity
 	if p.role != mainRow || !e.Truncate {
 		return nil
@@ -30,12 +30,15 @@ func (d *Deriver) truncated(p *plan, emit func(*event.Event) error) error {
 }
 
 // tell makes one event of the row and hands it on.
-func (d *Deriver) tell(r *row, t event.Type, op wal.Op, emit func(*event.Event) error) error {
+func (d *Deriver) tell(r *row, t event.Type, op wal.Op, mem Memory, emit emitter) error {
 	if !d.next(t) {
 		return nil
 	}
 	d.data = append(d.data[:0], '{')
-	unchanged := d.appendData(r, op)
+	unchanged, err := d.appendData(r, op, mem)
+	if err != nil {
+		return err
+	}
 	d.changed = append(d.changed[:0], '{')
 	if op == wal.Update {
 		d.appendChanged(r)
@@ -51,7 +54,7 @@ func (d *Deriver) next(t event.Type) bool {
 	return d.opts.Wants(t)
 }
 
-func (d *Deriver) emit(r *row, t event.Type, unchanged []string, emit func(*event.Event) error) error {
+func (d *Deriver) emit(r *row, t event.Type, unchanged []string, emit emitter) error {
 	d.ev = event.Event{
 		ID:         event.ID{Timeline: d.timeline, CommitLSN: d.tx.begin.CommitLSN, Ordinal: d.ordinal},
 		Type:       t,
@@ -78,7 +81,7 @@ func (d *Deriver) objectJSON(r *row) []byte {
 
 // appendData writes the row as now known, and returns the columns whose values
 // are there but did not come.
-func (d *Deriver) appendData(r *row, op wal.Op) (unchanged []string) {
+func (d *Deriver) appendData(r *row, op wal.Op, mem Memory) (unchanged []string, err error) {
 	own := false
 	if r.role == balanceRow {
 		d.data = append(appendName(d.data, "id"), d.objectJSON(r)...)
@@ -101,10 +104,12 @@ func (d *Deriver) appendData(r *row, op wal.Op) (unchanged []string) {
 		d.data = r.appendValue(appendName(d.data, c.Name), i, v)
 	}
 	if op == wal.Insert && r.role == mainRow && r.entity.Name == Clients && r.entity.CustomFields != nil && r.entity.CustomFields.Table != nil {
-		d.appendOwnFields(r)
+		if err := d.appendOwnFields(r, mem); err != nil {
+			return nil, err
+		}
 	}
 	d.data = append(d.data, '}')
-	return unchanged
+	return unchanged, nil
 }
 
 // appendChanged writes the columns that differ, with what is known of both sides.

@@ -1,7 +1,8 @@
 package billing
 
 import (
-	"github.com/billhook/billhook/internal/event"
+	"fmt"
+
 	"github.com/billhook/billhook/internal/wal"
 )
 
@@ -75,7 +76,7 @@ func (d *Deriver) standsAt(r *row, g *gauge) standing {
 
 // follow judges a gauge along every version the row had in the transaction, tells
 // each crossing, and leaves the side at the end in d.sides.
-func (d *Deriver) follow(r *row, i int, emit func(*event.Event) error) error {
+func (d *Deriver) follow(r *row, i int, mem Memory, emit emitter) error {
 	g := &r.gauges[i]
 	from, seen := d.stoodAt(g), d.rec.sides[i]
 	last := r.new
@@ -87,10 +88,14 @@ func (d *Deriver) follow(r *row, i int, emit func(*event.Event) error) error {
 	for n, column := range g.columns {
 		before[n] = d.rec.cells[column]
 	}
-	for n := range len(r.path) + 1 {
+	for n := range r.versions() + 1 {
 		r.new = last
-		if n < len(r.path) {
-			r.new = r.path[n]
+		if n < r.versions() {
+			v, err := d.version(r, n, mem)
+			if err != nil {
+				return fmt.Errorf("read back a version of a row: %w", err)
+			}
+			r.new = v
 		}
 		to := d.standsAt(r, g)
 		c, next := judge(op, from, seen, to)
@@ -105,7 +110,7 @@ func (d *Deriver) follow(r *row, i int, emit func(*event.Event) error) error {
 				continue
 			}
 			d.identify(r)
-			if err := d.tell(r, b.Event, op, emit); err != nil {
+			if err := d.tell(r, b.Event, op, mem, emit); err != nil {
 				return err
 			}
 		}

@@ -1,0 +1,635 @@
+package billing
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/billhook/billhook/internal/wal"
+)
+
+// A transaction may be larger than memory has room for. When what is folded of it
+// grows past a limit, Spill moves the rows to Memory, and folding starts again with
+// what comes. At the next Spill a row that was moved before is found by its key and
+// the two foldings become one, so that in the end each row stands there once, as if
+// all of its changes had been folded at once. Commit then reads the rows one after
+// another.
+//
+// What is moved stands under keys that begin with scratch. They belong to the open
+// transaction, and the last thing that Commit does is to delete them.
+//
+//	\x01 b first(8)        up to blockRows rows with ordinals from first, in order
+//	\x01 o ordinal(8)      a row that has changed since it was put into a block
+//	\x01 a key             ordinal of the row that has the key now
+//	\x01 x key             ordinal of the row that was the last to be deleted under the key
+//	\x01 v ordinal(8) n(8) the n-th version of a row, where a gauge judges every change
+//
+// and while Commit runs
+//
+//	\x01 m ordinal(8)      memory of a row whose key has changed
+//	\x01 l lane            ordinal of the last deleted row of a lane
+//	\x01 d ordinal(8)      ordinals of deleted clients that are told after the row
+//	\x01 f client          ordinals of the first and last custom field row of a client
+//	\x01 n ordinal(8)      ordinal of the client's next custom field row
+//
+// Numbers are big-endian.
+const scratch = "\x01"
+
+const (
+	scratchBlock    = 'b'
+	scratchRow      = 'o'
+	scratchAlive    = 'a'
+	scratchDead     = 'x'
+	scratchVersion  = 'v'
+	scratchMoved    = 'm'
+	scratchLane     = 'l'
+	scratchDeferred = 'd'
+	scratchFields   = 'f'
+	scratchNext     = 'n'
+)
+
+// blockRows is how many rows stand under one key, so that to read them in order
+// costs one look-up for many.
+const blockRows = 64
+
+// spilled is the part of the open transaction that stands in Memory.
+type spilled struct {
+	next    uint64 // the next row's ordinal, a multiple of blockRows; 0: nothing is spilled
+	plans   []*plan
+	numbers map[*plan]uint64 // index in plans
+	changed bitmap           // rows that no longer stand in their block
+	voids   []void
+
+	fields  bool // there are custom field rows
+	parents bool // there are deleted clients
+	moved   bool // there are rows whose key has changed
+
+	key, value []byte // buffers
+}
+
+// void says that rows of a table below an ordinal went with a TRUNCATE.
+type void struct {
+	*mapped
+	below uint64
+}
+
+func (s *spilled) reset() {
+	*s = spilled{key: resetBuffer(s.key, 1<<16), value: resetBuffer(s.value, 1<<16)}
+}
+
+func (s *spilled) isVoid(m *mapped, ordinal uint64) bool {
+	return slices.ContainsFunc(s.voids, func(v void) bool { return v.mapped == m && ordinal < v.below })
+}
+
+// at makes a key of a space, with a number.
+func (s *spilled) at(space byte, n uint64) []byte {
+	s.key = binary.BigEndian.AppendUint64(append(append(s.key[:0], scratch...), space), n)
+	return s.key
+}
+
+// of makes a key of a space, with a text.
+func (s *spilled) of(space byte, text []byte) []byte {
+	s.key = append(append(append(s.key[:0], scratch...), space), text...)
+	return s.key
+}
+
+// number reads an ordinal.
+func (s *spilled) number(mem Memory, key []byte) (n uint64, ok bool, err error) {
+	v, ok, err := mem.Memory(key)
+	if err != nil || !ok {
+		return 0, false, err
+	}
+	if len(v) < 8 {
+		return 0, false, errDamaged
+	}
+	return binary.BigEndian.Uint64(v), true, nil
+}
+
+func (s *spilled) setNumber(mem Memory, key []byte, n uint64) {
+	s.value = binary.BigEndian.AppendUint64(s.value[:0], n)
+	mem.SetMemory(key, s.value)
+}
+
+var errDamaged = errors.New("the open transaction's rows are damaged")
+
+// Full reports whether the open transaction should be spilled before it grows.
+func (d *Deriver) Full() bool { return d.tx.size > d.opts.Limit }
+
+// Spill moves what is folded of the open transaction to mem. Between its rows it
+// calls Options.Between, so that mem may be written away.
+func (d *Deriver) Spill(mem Memory) error {
+	if err := d.spill(mem); err != nil {
+		return fmt.Errorf("set aside rows of a large transaction: %w", err)
+	}
+	return nil
+}
+
+func (d *Deriver) spill(mem Memory) error {
+	t, s := &d.tx, &d.tx.spilled
+	t.buildIndex()
+	if s.next == 0 {
+		for i := range d.loaded {
+			d.loaded[i].block = 0 // of an earlier transaction
+		}
+	}
+
+	// Which spilled row does each go on with? One that was there before by the key
+	// that it had first; one that was inserted under the key of another is that row
+	// again.
+	before := make([]uint64, len(t.rows)) // ordinal + 1; 0: a new row
+	if s.next > 0 {
+		claimed := map[uint64]bool{}
+		for _, pass := range []struct {
+			existed bool
+			space   byte
+		}{{true, scratchAlive}, {false, scratchAlive}, {false, scratchDead}} {
+			space := pass.space
+			for i := range t.rows {
+				r := &t.rows[i]
+				if r.void || r.existed != pass.existed || before[i] > 0 {
+					continue
+				}
+				n, ok, err := s.number(mem, s.of(space, r.firstKey()))
+				if err != nil {
+					return err
+				}
+				if ok && !claimed[n] && !s.isVoid(r.mapped, n) {
+					claimed[n] = true
+					before[i] = n + 1
+					mem.DeleteMemory(s.of(space, r.firstKey()))
+				}
+			}
+		}
+	}
+
+	// Rows take their places, in order.
+	ordinals := make([]uint64, len(t.rows))
+	var block []byte
+	first, n := s.next, uint64(0)
+	flush := func() error {
+		if n > 0 {
+			mem.SetMemory(s.at(scratchBlock, first), block)
+			block, first, n = block[:0], first+blockRows, 0
+		}
+		return d.opts.Between()
+	}
+	for i := range t.rows {
+		r := &t.rows[i]
+		if r.void {
+			continue
+		}
+		s.fields = s.fields || r.role == fieldRow
+		s.parents = s.parents || r.new == nil && r.isClient()
+		if before[i] > 0 {
+			ordinals[i] = before[i] - 1
+			if err := d.spillAgain(mem, r, ordinals[i]); err != nil {
+				return err
+			}
+			s.moved = s.moved || d.loaded[0].existed && d.loaded[0].wasKey != nil
+			if err := d.opts.Between(); err != nil {
+				return err
+			}
+			continue
+		}
+		s.moved = s.moved || r.existed && r.wasKey != nil
+		ordinals[i] = first + n
+		if err := s.addVersions(mem, ordinals[i], 0, r.path); err != nil {
+			return err
+		}
+		block = s.appendRow(block, r, len(r.path))
+		if n++; n == blockRows {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	s.next = first
+	for key, i := range t.alive {
+		s.setNumber(mem, s.of(scratchAlive, []byte(key)), ordinals[i])
+	}
+	for key, i := range t.dead {
+		s.setNumber(mem, s.of(scratchDead, []byte(key)), ordinals[i])
+	}
+	t.empty()
+	return d.opts.Between()
+}
+
+// spillAgain folds r into the spilled row of which it is the continuation, which it
+// leaves in d.loaded[0].
+func (d *Deriver) spillAgain(mem Memory, r *row, ordinal uint64) error {
+	s := &d.tx.spilled
+	l := &d.loaded[0]
+	if ok, err := d.load(mem, ordinal, l); err != nil || !ok {
+		return errors.Join(err, errDamaged)
+	}
+	versions := l.spilledVersions
+	fill := func(values []wal.Value) {
+		if r.existed && len(values) == len(l.new) {
+			fillUnchanged(values, l.new)
+		}
+	}
+	fill(r.new)
+	for _, v := range r.path {
+		fill(v)
+	}
+	path := r.path
+	if r.existed && r.updated && r.perChange {
+		path = append([]image{l.new}, path...)
+	}
+	if err := s.addVersions(mem, ordinal, versions, path); err != nil {
+		return err
+	}
+	l.plan = r.plan
+	if l.existed && l.old == nil && l.wasKey == nil {
+		l.old = r.old
+	}
+	if string(l.key) != string(r.key) {
+		if l.wasKey == nil {
+			l.wasKey = l.key
+		}
+		l.key = r.key
+	}
+	l.new = r.new
+	s.changed.set(ordinal)
+	s.value = s.appendRow(s.value[:0], &l.row, versions+len(path))
+	mem.SetMemory(s.at(scratchRow, ordinal), s.value)
+	return nil
+}
+
+// addVersions keeps versions of a row from the given number on.
+func (s *spilled) addVersions(mem Memory, ordinal uint64, from int, versions []image) error {
+	for i, v := range versions {
+		s.value = appendTuple(s.value[:0], v)
+		mem.SetMemory(s.version(ordinal, from+i), s.value)
+	}
+	return nil
+}
+
+func (s *spilled) version(ordinal uint64, n int) []byte {
+	s.key = binary.BigEndian.AppendUint64(s.at(scratchVersion, ordinal), uint64(n))
+	return s.key
+}
+
+// loaded is a row that was read back.
+type loaded struct {
+	row
+	ordinal uint64
+	block   uint64 // first ordinal of the block in text, plus 1
+	text    []byte // of the block
+	rest    []byte // of text after the row that was read last
+	at      uint64 // ordinal at the beginning of rest
+	again   []byte // a row that stands by itself
+	oldBuf  []wal.Value
+	newBuf  []wal.Value
+}
+
+// load reads a row. It reports false for an ordinal that no row has.
+func (d *Deriver) load(mem Memory, ordinal uint64, l *loaded) (bool, error) {
+	s := &d.tx.spilled
+	var b []byte
+	if s.changed.has(ordinal) {
+		v, ok, err := mem.Memory(s.at(scratchRow, ordinal))
+		if err != nil || !ok {
+			return false, errors.Join(err, errDamaged)
+		}
+		l.again = append(l.again[:0], v...)
+		b = l.again
+	} else {
+		first := ordinal / blockRows * blockRows
+		if l.block != first+1 || l.at > ordinal {
+			v, ok, err := mem.Memory(s.at(scratchBlock, first))
+			if err != nil || !ok {
+				return false, err
+			}
+			l.text = append(l.text[:0], v...)
+			l.block, l.at, l.rest = first+1, first, l.text
+		}
+		for {
+			if len(l.rest) == 0 {
+				return false, nil
+			}
+			n, size := binary.Uvarint(l.rest)
+			if size <= 0 || n > uint64(len(l.rest)-size) {
+				return false, errDamaged
+			}
+			b = l.rest[:size+int(n)]
+			l.rest = l.rest[size+int(n):]
+			l.at++
+			if l.at > ordinal {
+				break
+			}
+		}
+	}
+	l.ordinal = ordinal
+	return true, s.readRow(b, l)
+}
+
+const (
+	rowExisted = 1 << iota
+	rowOldFull
+	rowMoved
+	rowThere
+)
+
+// appendRow appends a row with its length.
+func (s *spilled) appendRow(b []byte, r *row, versions int) []byte {
+	number, ok := s.numbers[r.plan]
+	if !ok {
+		if s.numbers == nil {
+			s.numbers = map[*plan]uint64{}
+		}
+		number = uint64(len(s.plans))
+		s.numbers[r.plan] = number
+		s.plans = append(s.plans, r.plan)
+	}
+	var flags byte
+	for i, set := range []bool{r.existed, r.oldFull, r.wasKey != nil, r.new != nil} {
+		if set {
+			flags |= 1 << i
+		}
+	}
+	start := len(b)
+	b = binary.AppendUvarint(b, number)
+	b = append(b, flags)
+	b = binary.AppendUvarint(b, uint64(versions))
+	b = appendText(b, r.key)
+	if r.wasKey != nil {
+		b = appendText(b, r.wasKey)
+	}
+	b = appendTuple(b, r.old)
+	if r.new != nil {
+		b = appendTuple(b, r.new)
+	}
+	var length [binary.MaxVarintLen64]byte
+	return slices.Insert(b, start, length[:binary.PutUvarint(length[:], uint64(len(b)-start))]...)
+}
+
+func (s *spilled) readRow(b []byte, l *loaded) error {
+	c := cursor{b: b}
+	c.uint() // length
+	number := c.uint()
+	flags := c.byte()
+	versions := c.uint()
+	l.row = row{
+		existed: flags&rowExisted != 0, oldFull: flags&rowOldFull != 0,
+		spilledVersions: int(versions), spilled: true, ordinal: int(l.ordinal),
+	}
+	l.key = c.text()
+	if flags&rowMoved != 0 {
+		l.wasKey = c.text()
+	}
+	l.oldBuf = c.tuple(l.oldBuf)
+	l.old = l.oldBuf
+	if len(l.old) == 0 {
+		l.old = nil
+	}
+	if flags&rowThere != 0 {
+		l.newBuf = c.tuple(l.newBuf)
+		l.new = l.newBuf
+	}
+	if c.bad || len(c.b) > 0 || number >= uint64(len(s.plans)) {
+		return errDamaged
+	}
+	l.plan = s.plans[number]
+	l.void = s.isVoid(l.mapped, l.ordinal)
+	return nil
+}
+
+func appendText(b, text []byte) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(text))), text...)
+}
+
+func appendTuple(b []byte, values []wal.Value) []byte {
+	b = binary.AppendUvarint(b, uint64(len(values)))
+	for _, v := range values {
+		b = append(b, byte(v.Kind))
+		if v.Kind == wal.Text {
+			b = appendText(b, v.Text)
+		}
+	}
+	return b
+}
+
+// cursor reads what the append functions wrote. Texts alias its bytes.
+type cursor struct {
+	b   []byte
+	bad bool
+}
+
+func (c *cursor) uint() uint64 {
+	n, size := binary.Uvarint(c.b)
+	if size <= 0 {
+		c.bad, c.b = true, nil
+		return 0
+	}
+	c.b = c.b[size:]
+	return n
+}
+
+func (c *cursor) byte() byte {
+	if len(c.b) == 0 {
+		c.bad = true
+		return 0
+	}
+	v := c.b[0]
+	c.b = c.b[1:]
+	return v
+}
+
+func (c *cursor) text() []byte {
+	n := c.uint()
+	if n > uint64(len(c.b)) {
+		c.bad, c.b = true, nil
+		return nil
+	}
+	v := c.b[:n:n]
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) tuple(into []wal.Value) []wal.Value {
+	n := c.uint()
+	if n > uint64(len(c.b)) {
+		c.bad, c.b = true, nil
+		return nil
+	}
+	into = slices.Grow(into[:0], int(n))[:n]
+	for i := range into {
+		into[i] = wal.Value{Kind: wal.ValueKind(c.byte())}
+		if into[i].Kind == wal.Text {
+			into[i].Text = c.text()
+		}
+	}
+	return into
+}
+
+// bitmap is a set of ordinals.
+type bitmap []uint64
+
+func (b bitmap) has(n uint64) bool { return n/64 < uint64(len(b)) && b[n/64]&(1<<(n%64)) != 0 }
+
+func (b *bitmap) set(n uint64) {
+	if need := int(n/64) + 1; need > len(*b) {
+		*b = slices.Grow(*b, need-len(*b))[:need]
+	}
+	(*b)[n/64] |= 1 << (n % 64)
+}
+
+// version returns a version that the row had in the transaction, in order.
+func (d *Deriver) version(r *row, n int, mem Memory) (image, error) {
+	if !r.spilled {
+		return r.path[n], nil
+	}
+	v, ok, err := mem.Memory(d.tx.spilled.version(uint64(r.ordinal), n))
+	if err != nil || !ok {
+		return nil, errors.Join(err, errDamaged)
+	}
+	c := cursor{b: slices.Clone(v)}
+	values := c.tuple(nil)
+	if c.bad {
+		return nil, errDamaged
+	}
+	return values, nil
+}
+
+// commitSpilled derives a transaction that stands in mem.
+func (d *Deriver) commitSpilled(mem Memory, emit emitter) error {
+	if err := d.Spill(mem); err != nil {
+		return err
+	}
+	s := &d.tx.spilled
+	r := &d.loaded[0]
+	each := func(f func() error) error {
+		for i := range s.next {
+			ok, err := d.load(mem, i, r)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				continue
+			}
+			if err := f(); err != nil {
+				return err
+			}
+			if err := d.opts.Between(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if s.moved {
+		if err := each(func() error { return d.setAside(&r.row, mem) }); err != nil {
+			return err
+		}
+		if err := each(func() error { d.vacate(&r.row, mem); return nil }); err != nil {
+			return err
+		}
+		d.aside = true
+	}
+	if s.fields || s.parents {
+		if err := each(func() error { return d.survey(&r.row, mem) }); err != nil {
+			return err
+		}
+	}
+	deferred := 0
+	err := each(func() error {
+		wait := false
+		if r.isClient() && r.op() == wal.Delete {
+			lane, err := d.laneOf(&r.row, mem)
+			if err != nil {
+				return err
+			}
+			last, ok, err := s.number(mem, s.of(scratchLane, lane))
+			if err != nil {
+				return err
+			}
+			if wait = ok && last > uint64(r.ordinal); wait {
+				deferred++
+				v, _, err := mem.Memory(s.at(scratchDeferred, last))
+				if err != nil {
+					return err
+				}
+				s.value = binary.BigEndian.AppendUint64(append(s.value[:0], v...), uint64(r.ordinal))
+				mem.SetMemory(s.at(scratchDeferred, last), s.value)
+			}
+		}
+		here := uint64(r.ordinal)
+		if !wait {
+			if err := d.row(&r.row, mem, emit); err != nil {
+				return err
+			}
+		}
+		if deferred == 0 {
+			return nil
+		}
+		v, ok, err := mem.Memory(s.at(scratchDeferred, here))
+		if err != nil || !ok {
+			return err
+		}
+		l := &d.loaded[1]
+		for v = slices.Clone(v); len(v) >= 8; v = v[8:] {
+			deferred--
+			if ok, err := d.load(mem, binary.BigEndian.Uint64(v), l); err != nil || !ok {
+				return errors.Join(err, errDamaged)
+			}
+			if err := d.row(&l.row, mem, emit); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	mem.DeleteMemoryPrefix([]byte(scratch))
+	return nil
+}
+
+// survey notes what the telling of other rows must know of this one: the last
+// deleted row of each lane, and the custom field rows of each client.
+func (d *Deriver) survey(r *row, mem Memory) error {
+	op := r.op()
+	s := &d.tx.spilled
+	isField := r.role == fieldRow && op != 0
+	if !isField && (op != wal.Delete || !s.parents) {
+		return nil
+	}
+	lane, err := d.laneOf(r, mem)
+	if err != nil {
+		return err
+	}
+	if op == wal.Delete && s.parents {
+		s.setNumber(mem, s.of(scratchLane, lane), uint64(r.ordinal))
+	}
+	if !isField || len(d.object) == 0 {
+		return nil
+	}
+	v, ok, err := mem.Memory(s.of(scratchFields, d.object))
+	if err != nil {
+		return err
+	}
+	first := uint64(r.ordinal)
+	if ok {
+		first = binary.BigEndian.Uint64(v)
+		s.setNumber(mem, s.at(scratchNext, binary.BigEndian.Uint64(v[8:])), uint64(r.ordinal))
+	}
+	s.value = binary.BigEndian.AppendUint64(s.value[:0], first)
+	s.value = binary.BigEndian.AppendUint64(s.value, uint64(r.ordinal))
+	mem.SetMemory(s.of(scratchFields, d.object), s.value)
+	return nil
+}
+
+// spilledFields returns the ordinals of a client's custom field rows.
+func (d *Deriver) spilledFields(client string, mem Memory) ([]int, error) {
+	s := &d.tx.spilled
+	n, ok, err := s.number(mem, s.of(scratchFields, []byte(client)))
+	var rows []int
+	for ; ok && err == nil; n, ok, err = s.number(mem, s.at(scratchNext, n)) {
+		rows = append(rows, int(n))
+	}
+	return rows, err
+}
