@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/billhook/billhook/internal/wal"
 )
 
@@ -60,6 +62,7 @@ type spilled struct {
 	numbers map[*plan]uint64 // index in plans
 	changed bitmap           // rows that no longer stand in their block
 	voids   []void
+	met     filter // keys under which rows were spilled
 
 	fields  bool // there are custom field rows
 	parents bool // there are deleted clients
@@ -76,6 +79,38 @@ type void struct {
 
 func (s *spilled) reset() {
 	*s = spilled{key: resetBuffer(s.key, 1<<16), value: resetBuffer(s.value, 1<<16)}
+}
+
+// filter is a Bloom filter of keys, so that most rows that are new are not looked
+// for. Past some millions of keys it lets more and more through.
+type filter []uint64
+
+const filterBits = 1 << 23
+
+func places(key []byte) [2]uint64 {
+	h := xxhash.Sum64(key)
+	return [2]uint64{h % filterBits, (h >> 32) % filterBits}
+}
+
+func (f *filter) add(key []byte) {
+	if *f == nil {
+		*f = make(filter, filterBits/64)
+	}
+	for _, n := range places(key) {
+		(*f)[n/64] |= 1 << (n % 64)
+	}
+}
+
+func (f filter) has(key []byte) bool {
+	if f == nil {
+		return false
+	}
+	for _, n := range places(key) {
+		if f[n/64]&(1<<(n%64)) == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *spilled) isVoid(m *mapped, ordinal uint64) bool {
@@ -147,7 +182,7 @@ func (d *Deriver) spill(mem Memory) error {
 			space := pass.space
 			for i := range t.rows {
 				r := &t.rows[i]
-				if r.void || r.existed != pass.existed || before[i] > 0 {
+				if r.void || r.existed != pass.existed || before[i] > 0 || !s.met.has(r.firstKey()) {
 					continue
 				}
 				n, ok, err := s.number(mem, s.of(space, r.firstKey()))
@@ -209,9 +244,11 @@ func (d *Deriver) spill(mem Memory) error {
 	}
 	s.next = first
 	for key, i := range t.alive {
+		s.met.add([]byte(key))
 		s.setNumber(mem, s.of(scratchAlive, []byte(key)), ordinals[i])
 	}
 	for key, i := range t.dead {
+		s.met.add([]byte(key))
 		s.setNumber(mem, s.of(scratchDead, []byte(key)), ordinals[i])
 	}
 	t.empty()

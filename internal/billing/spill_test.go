@@ -12,7 +12,7 @@ import (
 	"github.com/billhook/billhook/internal/wal"
 )
 
-var seeds = flag.Int("seeds", 150, "random histories that TestSpill plays")
+var seeds = flag.Int("seeds", 40, "random histories that TestSpill plays")
 
 // same holds what a spilling Deriver did against what s did.
 func (s *script) same(o *script) {

@@ -48,6 +48,8 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// Retry is how long to wait when the journal has no room; 0: one second.
 	Retry time.Duration
+
+	spillAt, pieceBytes int // for tests; 0: billing's own, maxBatchBytes
 }
 
 // Batches grow while the disk is busy with the one before, up to these.
@@ -73,10 +75,18 @@ type Intake struct {
 
 	open         bool // inside a transaction
 	skipping     bool // inside one that the journal has already
-	transactions int  // in batch
+	spilling     bool // inside one that is too large for one commit
+	changes      int  // of the open transaction
+	told         time.Time
+	transactions int // in batch
 	dirty        bool
 	idleSince    time.Time // last commit of a mere position
 
+	inFlight bool        // a commit is on its way to the disk
+	done     chan synced // gets its end
+	piece    func() error
+
+	ctx       context.Context       // of Run
 	calls     chan func()           // to run in Run's goroutine
 	marks     map[string]*fillChunk // chunks whose mark is awaited
 	started   int64                 // makes marks of this process its own
@@ -88,7 +98,10 @@ type Intake struct {
 
 // New makes an Intake.
 func New(o Options) (*Intake, error) {
-	in := &Intake{o: o, log: o.Logger, calls: make(chan func()), marks: map[string]*fillChunk{}, started: time.Now().UnixNano(), fillRows: defaultFillRows}
+	in := &Intake{
+		o: o, log: o.Logger, calls: make(chan func()), done: make(chan synced, 1),
+		marks: map[string]*fillChunk{}, started: time.Now().UnixNano(), fillRows: defaultFillRows,
+	}
 	in.toFill.Store(-1)
 	if in.log == nil {
 		in.log = slog.New(slog.DiscardHandler)
@@ -112,6 +125,7 @@ func New(o Options) (*Intake, error) {
 			in.metrics.broken.Inc()
 			in.log.Warn("condition cannot be evaluated, its event does not fire for this row", "event", t, "err", err)
 		},
+		Limit: o.spillAt, Between: in.between,
 	})
 	if err != nil {
 		return nil, err
@@ -167,42 +181,29 @@ type synced struct {
 // its way to the disk the next batch grows; so a busy stream shares one sync among
 // many transactions, and a quiet one waits for nobody.
 func (in *Intake) Run(ctx context.Context, chunks <-chan *replication.Chunk) error {
-	done := make(chan synced, 1)
-	inFlight := false
-	finish := func(s synced) error {
-		inFlight = false
-		if s.err != nil {
-			return fmt.Errorf("write the journal: %w", s.err)
-		}
-		in.metrics.durable.Set(float64(s.end))
-		in.o.Confirm(s.end)
-		return nil
-	}
+	in.ctx = ctx
 	defer func() {
-		if inFlight {
-			_ = finish(<-done) // a failed write was reported, or will be by Close
-		}
+		// A failed write was reported, or will be by Close.
+		_ = in.landed()
+		_ = in.pieceLanded()
 		in.batch.Discard()
 	}()
 	for {
-		if in.dirty && !inFlight {
+		if in.dirty && !in.inFlight {
 			if !in.full() {
 				select {
 				case c := <-chunks:
 					if err := in.take(c); err != nil {
-						return err
+						return ended(ctx, err)
 					}
 					continue
 				default:
 				}
 			}
 			if in.due() {
-				end, wait, err := in.commit(ctx)
-				if err != nil {
-					return err
+				if err := in.send(); err != nil {
+					return ended(ctx, err)
 				}
-				inFlight = true
-				go func() { done <- synced{end, wait()} }()
 			}
 		}
 		source := chunks
@@ -210,30 +211,63 @@ func (in *Intake) Run(ctx context.Context, chunks <-chan *replication.Chunk) err
 			source = nil
 		}
 		var idle <-chan time.Time
-		if in.dirty && !inFlight {
+		if in.dirty && !in.inFlight {
 			idle = time.After(idleInterval)
 		}
 		select {
 		case c := <-source:
 			if err := in.take(c); err != nil {
-				return err
+				return ended(ctx, err)
 			}
-		case s := <-done:
-			if err := finish(s); err != nil {
+		case s := <-in.done:
+			if err := in.finish(s); err != nil {
 				return err
 			}
 		case f := <-in.calls:
 			f()
 		case <-idle:
 		case <-ctx.Done():
-			if inFlight {
-				if err := finish(<-done); err != nil {
-					return err
-				}
-			}
-			return nil
+			return in.landed()
 		}
 	}
+}
+
+// ended makes a wait that was broken off because ctx has ended a good end: what was
+// not written is sent again.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		return nil
+	}
+	return err
+}
+
+// send commits the batch and has its end told to done.
+func (in *Intake) send() error {
+	end, wait, err := in.commit(in.ctx)
+	if err != nil {
+		return err
+	}
+	in.inFlight = true
+	go func() { in.done <- synced{end, wait()} }()
+	return nil
+}
+
+// landed waits for the commit that is on its way.
+func (in *Intake) landed() error {
+	if !in.inFlight {
+		return nil
+	}
+	return in.finish(<-in.done)
+}
+
+func (in *Intake) finish(s synced) error {
+	in.inFlight = false
+	if s.err != nil {
+		return fmt.Errorf("write the journal: %w", s.err)
+	}
+	in.metrics.durable.Set(float64(s.end))
+	in.o.Confirm(s.end)
+	return nil
 }
 
 // full reports a batch that takes no more before it is committed.
@@ -250,13 +284,28 @@ func (in *Intake) due() bool {
 // commit gives the batch to the journal, waiting for room if there is none.
 func (in *Intake) commit(ctx context.Context) (end wal.LSN, wait func() error, err error) {
 	in.batch.SetPosition(in.position)
+	if wait, err = in.write(ctx, in.o.Journal.Commit); err != nil {
+		return 0, nil, err
+	}
+	in.metrics.batches.Observe(float64(in.transactions))
+	in.metrics.flush()
+	if in.transactions == 0 {
+		in.idleSince = time.Now()
+	}
+	in.transactions, in.dirty = 0, false
+	return in.position.EndLSN, wait, nil
+}
+
+// write gives the batch to commit, and again when there is no room, and begins a
+// new one.
+func (in *Intake) write(ctx context.Context, commit func(*journal.Batch) (func() error, error)) (wait func() error, err error) {
 	for {
-		wait, err = in.o.Journal.Commit(in.batch)
+		wait, err = commit(in.batch)
 		if err == nil {
 			break
 		}
 		if !errors.Is(err, journal.ErrDiskFull) {
-			return 0, nil, fmt.Errorf("write the journal: %w", err)
+			return nil, fmt.Errorf("write the journal: %w", err)
 		}
 		if in.Blocked() == "" {
 			in.log.Error("intake stands still until there is room for the journal; nothing is confirmed, nothing is lost", "err", err)
@@ -266,7 +315,7 @@ func (in *Intake) commit(ctx context.Context) (end wal.LSN, wait func() error, e
 		in.metrics.blocked.Set(1)
 		select {
 		case <-ctx.Done():
-			return 0, nil, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		case <-time.After(in.o.Retry):
 		}
 	}
@@ -275,14 +324,8 @@ func (in *Intake) commit(ctx context.Context) (end wal.LSN, wait func() error, e
 		in.blocks.Store(nil)
 		in.metrics.blocked.Set(0)
 	}
-	in.metrics.batches.Observe(float64(in.transactions))
-	in.metrics.flush()
-	if in.transactions == 0 {
-		in.idleSince = time.Now()
-	}
 	in.batch = in.o.Journal.NewBatch()
-	in.transactions, in.dirty = 0, false
-	return in.position.EndLSN, wait, nil
+	return wait, nil
 }
 
 // take works through one chunk and releases it.
@@ -327,6 +370,11 @@ func (in *Intake) begin(s *replication.Session) error {
 	in.decoder = &wal.Decoder{}
 	in.decoder.Doubt(s.Doubted...)
 	in.deriver.Reset(s.Doubted...)
+	if in.spilling {
+		if err := in.discard(); err != nil {
+			return err
+		}
+	}
 	in.open = false
 	if in.position.SystemID == "" || in.position.Timeline != s.Timeline {
 		in.position.SystemID, in.position.Timeline = s.SystemID, s.Timeline
@@ -361,8 +409,13 @@ func (in *Intake) message(m *wal.Message) error {
 			return nil
 		}
 		in.metrics.change(&m.Change, in.deriver.Change(&m.Change))
+		in.changes++
+		if in.deriver.Full() {
+			return in.spill()
+		}
 	case wal.KindBegin:
 		in.open = true
+		in.changes = 0
 		in.skipping = m.Begin.CommitLSN <= in.position.CommitLSN
 		if in.skipping {
 			in.metrics.repeated.Inc()
@@ -397,7 +450,7 @@ func (in *Intake) message(m *wal.Message) error {
 // committed derives the transaction that has just ended into the batch.
 func (in *Intake) committed(c wal.Commit) error {
 	in.batch.Begin()
-	err := in.deriver.Commit(in.batch, func(e *event.Event) error {
+	err := in.deriver.Commit(memory{in}, func(e *event.Event) error {
 		plan := in.o.Plan(e)
 		if len(plan) == 0 {
 			return nil
@@ -411,5 +464,8 @@ func (in *Intake) committed(c wal.Commit) error {
 	in.transactions++
 	in.dirty = true
 	in.metrics.transaction(c.CommitTime)
+	if in.spilling {
+		return in.spilled()
+	}
 	return nil
 }

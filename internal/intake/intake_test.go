@@ -48,17 +48,21 @@ func clients(t *testing.T) billing.Mapping {
 	}}}
 }
 
-func start(t *testing.T, db *pgtest.Database, dir string, m billing.Mapping) *flow {
+func start(t *testing.T, db *pgtest.Database, dir string, m billing.Mapping, with ...func(*Options)) *flow {
 	t.Helper()
 	f := &flow{t: t, db: db, mapping: m}
 	var err error
-	if f.journal, err = journal.Open(journal.Options{Path: dir}); err != nil {
+	if f.journal, err = journal.Open(journal.Options{Path: dir, Cache: 8 << 20, MemoryCache: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	position, _ := f.journal.Position()
+	var tables []replication.Table
+	for _, table := range billing.Tables(m) {
+		tables = append(tables, replication.Table{Name: catalog.Name{Schema: table.Schema, Table: table.Name}})
+	}
 	f.client, err = replication.New(replication.Options{
 		DSN: db.DSN, Slot: db.Name, Publication: "p", Create: true,
-		Tables: []replication.Table{{Name: catalog.Name{Schema: "public", Table: "clients"}}},
+		Tables: tables,
 		Resume: replication.Position{
 			SystemID: position.SystemID, Timeline: position.Timeline, Slot: position.Slot,
 			Publication: position.Publication, PublicationOID: position.PublicationOID, LSN: position.EndLSN,
@@ -67,7 +71,7 @@ func start(t *testing.T, db *pgtest.Database, dir string, m billing.Mapping) *fl
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.intake, err = New(Options{
+	o := Options{
 		Journal: f.journal, Mapping: m, Confirm: f.client.Confirm,
 		Plan: func(e *event.Event) []journal.Planned {
 			f.mu.Lock()
@@ -76,7 +80,11 @@ func start(t *testing.T, db *pgtest.Database, dir string, m billing.Mapping) *fl
 			return []journal.Planned{{Handler: 1, Priority: 1}}
 		},
 		Wants: func(event.Type) bool { return true },
-	})
+	}
+	for _, w := range with {
+		w(&o)
+	}
+	f.intake, err = New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

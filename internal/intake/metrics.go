@@ -25,6 +25,8 @@ type metrics struct {
 	durable      prometheus.Gauge
 	commitTime   prometheus.Gauge
 	batches      prometheus.Histogram
+	open         prometheus.Gauge
+	pieces       prometheus.Counter
 
 	pendingTransactions, pendingUnmapped int
 	pendingChanges                       map[*wal.Relation]*[3]int
@@ -36,6 +38,8 @@ type metrics struct {
 
 func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 	m := &metrics{
+		open:         prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_large_transaction_changes", Help: "Changes taken in so far of a transaction that is too large for one commit; 0 when there is none."}),
+		pieces:       prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_pieces_total", Help: "Pieces of large transactions set aside in the journal."}),
 		transactions: prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_transactions_total", Help: "Transactions taken into the journal."}),
 		changes:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "billhook_intake_changes_total", Help: "Row changes of mapped tables, by table and operation."}, []string{"table", "op"}),
 		unmapped:     prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_changes_ignored_total", Help: "Row changes that can make no event: of tables that are not mapped, or of rows whose key is not known."}),
@@ -58,7 +62,7 @@ func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.transactions, m.changes, m.unmapped, m.events, m.repeated, m.broken, m.truncates,
-			m.filled, m.filling, m.blocked, m.durable, m.commitTime, m.batches)
+			m.filled, m.filling, m.blocked, m.durable, m.commitTime, m.batches, m.open, m.pieces)
 	}
 	return m
 }

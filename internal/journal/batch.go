@@ -76,7 +76,6 @@ func (b *Batch) Memory(key []byte) (value []byte, ok bool, err error) {
 		if err != nil || known {
 			return value, ok, err
 		}
-		return b.stored(key)
 	}
 	value, ok, known, epoch := j.cache.get(b.value[:0], key)
 	if known {

@@ -131,7 +131,7 @@ func (j *Journal) commitPiece(b *Batch, p portion, position *Position) (*ack, er
 		return nil, err
 	}
 	j.setStage(&s)
-	return j.push(e, position, start), nil
+	return j.push(e, nil, start), nil // the position is told when the merge is done
 }
 
 func (j *Journal) setStage(s *stage) {
@@ -207,7 +207,7 @@ func (j *Journal) finishStage() error {
 	if j.stage == nil {
 		return nil
 	}
-	return j.merge(func(e *edit, _ time.Time) error { return e.wait() })
+	return j.merge(func(e *edit, _ time.Time, _ bool) error { return e.wait() })
 }
 
 func appendStage(k []byte, part byte) []byte { return append(k, spaceStage, part) }
@@ -283,8 +283,13 @@ func (j *Journal) commitStage(b *Batch) (*ack, error) {
 	}
 	// b is in the journal now, whatever becomes of the merge: should that fail,
 	// the journal stops, and merges when it is opened again.
-	err = j.merge(func(e *edit, start time.Time) error {
-		j.push(e, nil, start)
+	position := *b.position
+	err = j.merge(func(e *edit, start time.Time, last bool) error {
+		if last {
+			j.push(e, &position, start)
+		} else {
+			j.push(e, nil, start)
+		}
 		return nil
 	})
 	if err != nil {
@@ -293,9 +298,11 @@ func (j *Journal) commitStage(b *Batch) (*ack, error) {
 	return a, nil
 }
 
-// merge puts a stage that counts in its place, handing each edit to done.
+// merge puts a stage that counts in its place, handing each edit to done, with
+// whether it is the last.
 // Journal.intake is held, or nobody else has the journal yet.
-func (j *Journal) merge(done func(*edit, time.Time) error) error {
+func (j *Journal) merge(done func(e *edit, start time.Time, last bool) error) error {
+	plans := true
 	part := func(fill func(*edit) (bool, error)) (more bool, err error) {
 		start := time.Now()
 		e, err := j.applied(0, func(e *edit) (err error) {
@@ -305,7 +312,7 @@ func (j *Journal) merge(done func(*edit, time.Time) error) error {
 		if err != nil {
 			return false, err
 		}
-		return more, done(e, start)
+		return more, done(e, start, !plans && !more)
 	}
 	for more := true; more; {
 		var err error
@@ -313,6 +320,7 @@ func (j *Journal) merge(done func(*edit, time.Time) error) error {
 			return err
 		}
 	}
+	plans = false
 	var from []byte
 	for more := true; more; {
 		var err error

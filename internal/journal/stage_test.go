@@ -175,7 +175,7 @@ func TestLargeTransactionCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	cuts := 0
-	err = j.merge(func(e *edit, _ time.Time) error {
+	err = j.merge(func(e *edit, _ time.Time, _ bool) error {
 		if err := e.wait(); err != nil {
 			return err
 		}
