@@ -1,6 +1,9 @@
 package billing
 
 import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,7 +38,8 @@ import (
 //	\x01 f client          ordinals of the first and last custom field row of a client
 //	\x01 n ordinal(8)      ordinal of the client's next custom field row
 //
-// Numbers are big-endian.
+// Numbers are big-endian. Texts of masked columns are encrypted, under a key that
+// nobody has once the process has ended.
 const scratch = "\x01"
 
 const (
@@ -69,6 +73,9 @@ type spilled struct {
 	moved   bool // there are rows whose key has changed
 
 	key, value []byte // buffers
+
+	cipher cipher.Block // for texts of masked columns
+	sealed uint64       // how many were encrypted
 }
 
 // void says that rows of a table below an ordinal went with a TRUNCATE.
@@ -78,7 +85,7 @@ type void struct {
 }
 
 func (s *spilled) reset() {
-	*s = spilled{key: resetBuffer(s.key, 1<<16), value: resetBuffer(s.value, 1<<16)}
+	*s = spilled{key: resetBuffer(s.key, 1<<16), value: resetBuffer(s.value, 1<<16), cipher: s.cipher, sealed: s.sealed}
 }
 
 // filter is a Bloom filter of keys, so that most rows that are new are not looked
@@ -229,7 +236,7 @@ func (d *Deriver) spill(mem Memory) error {
 		}
 		s.moved = s.moved || r.existed && r.wasKey != nil
 		ordinals[i] = first + n
-		if err := s.addVersions(mem, ordinals[i], 0, r.path); err != nil {
+		if err := s.addVersions(mem, r.plan, ordinals[i], 0, r.path); err != nil {
 			return err
 		}
 		block = s.appendRow(block, r, len(r.path))
@@ -277,7 +284,7 @@ func (d *Deriver) spillAgain(mem Memory, r *row, ordinal uint64) error {
 	if r.existed && r.updated && r.perChange {
 		path = append([]image{l.new}, path...)
 	}
-	if err := s.addVersions(mem, ordinal, versions, path); err != nil {
+	if err := s.addVersions(mem, r.plan, ordinal, versions, path); err != nil {
 		return err
 	}
 	l.plan = r.plan
@@ -298,9 +305,9 @@ func (d *Deriver) spillAgain(mem Memory, r *row, ordinal uint64) error {
 }
 
 // addVersions keeps versions of a row from the given number on.
-func (s *spilled) addVersions(mem Memory, ordinal uint64, from int, versions []image) error {
+func (s *spilled) addVersions(mem Memory, p *plan, ordinal uint64, from int, versions []image) error {
 	for i, v := range versions {
-		s.value = appendTuple(s.value[:0], v)
+		s.value = s.appendTuple(s.value[:0], p, v)
 		mem.SetMemory(s.version(ordinal, from+i), s.value)
 	}
 	return nil
@@ -397,9 +404,9 @@ func (s *spilled) appendRow(b []byte, r *row, versions int) []byte {
 	if r.wasKey != nil {
 		b = appendText(b, r.wasKey)
 	}
-	b = appendTuple(b, r.old)
+	b = s.appendTuple(b, r.plan, r.old)
 	if r.new != nil {
-		b = appendTuple(b, r.new)
+		b = s.appendTuple(b, r.plan, r.new)
 	}
 	var length [binary.MaxVarintLen64]byte
 	return slices.Insert(b, start, length[:binary.PutUvarint(length[:], uint64(len(b)-start))]...)
@@ -432,6 +439,8 @@ func (s *spilled) readRow(b []byte, l *loaded) error {
 		return errDamaged
 	}
 	l.plan = s.plans[number]
+	s.decrypt(l.plan, l.old)
+	s.decrypt(l.plan, l.new)
 	l.void = s.isVoid(l.mapped, l.ordinal)
 	return nil
 }
@@ -440,15 +449,50 @@ func appendText(b, text []byte) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(text))), text...)
 }
 
-func appendTuple(b []byte, values []wal.Value) []byte {
+func (s *spilled) appendTuple(b []byte, p *plan, values []wal.Value) []byte {
 	b = binary.AppendUvarint(b, uint64(len(values)))
-	for _, v := range values {
+	for i, v := range values {
 		b = append(b, byte(v.Kind))
-		if v.Kind == wal.Text {
+		switch {
+		case v.Kind != wal.Text:
+		case i < len(p.masked) && p.masked[i]:
+			b = appendText(b, s.encrypt(v.Text))
+		default:
 			b = appendText(b, v.Text)
 		}
 	}
 	return b
+}
+
+// encrypt returns the text's number and the text encrypted with it.
+func (s *spilled) encrypt(text []byte) []byte {
+	if s.cipher == nil {
+		key := make([]byte, 32)
+		_, _ = rand.Read(key) // never fails
+		s.cipher, _ = aes.NewCipher(key)
+	}
+	s.sealed++
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(text)), s.sealed)
+	b = append(b, text...)
+	s.stream(b).XORKeyStream(b[8:], b[8:])
+	return b
+}
+
+func (s *spilled) stream(b []byte) cipher.Stream {
+	var iv [aes.BlockSize]byte
+	copy(iv[:8], b)
+	return cipher.NewCTR(s.cipher, iv[:])
+}
+
+// decrypt makes clear the masked texts of a tuple that was read back.
+func (s *spilled) decrypt(p *plan, values []wal.Value) {
+	for i, v := range values {
+		if i < len(p.masked) && p.masked[i] && v.Kind == wal.Text && len(v.Text) >= 8 && s.cipher != nil {
+			text := make([]byte, len(v.Text)-8)
+			s.stream(v.Text).XORKeyStream(text, v.Text[8:])
+			values[i].Text = text
+		}
+	}
 }
 
 // cursor reads what the append functions wrote. Texts alias its bytes.
@@ -530,6 +574,7 @@ func (d *Deriver) version(r *row, n int, mem Memory) (image, error) {
 	if c.bad {
 		return nil, errDamaged
 	}
+	d.tx.spilled.decrypt(r.plan, values)
 	return values, nil
 }
 

@@ -69,7 +69,7 @@ func (h *history) columns(table string) string {
 	client := func() int { return 1 + h.r.IntN(9) }
 	switch table {
 	case "clients":
-		return fmt.Sprintf("name=%s status=%s phone=%s balance=%s credit=%s", text(), h.one("active", "archive"), h.one("1", "null"), number(), number())
+		return fmt.Sprintf("name=%s tax_id=%s status=%s phone=%s balance=%s credit=%s", text(), h.one("null", "taxsecret1", "taxsecret2"), h.one("active", "archive"), h.one("1", "null"), number(), number())
 	case "clients_balances":
 		return "balance=" + number()
 	case "clients_custom_fields":
@@ -132,7 +132,7 @@ func TestSpill(t *testing.T) {
 		for _, name := range []string{"side", "rules"} {
 			h := &history{r: rand.New(rand.NewPCG(uint64(seed), 7)), keys: map[string]map[int]bool{}}
 			tables := []string{"clients", "accounts"}
-			h.say("table public.clients id:int* name:text status:text phone:text balance:numeric credit:numeric")
+			h.say("table public.clients id:int* name:text tax_id:text status:text phone:text balance:numeric credit:numeric")
 			h.say("table public.accounts id:int* clients_id:int name:text amount:numeric")
 			if name == "side" {
 				tables = append(tables, "clients_balances", "clients_custom_fields", "clients_packages")
