@@ -253,7 +253,7 @@ func (d *Deriver) Commit(mem Memory, emit emitter) error {
 // another had, or a deleted row that is told later. So all that is remembered of
 // rows that give up their key is set aside before the first of them is told.
 func (d *Deriver) setAllAside(mem Memory) error {
-	d.aside = slices.ContainsFunc(d.tx.rows, func(r row) bool { return r.leaves() && r.wasKey != nil })
+	d.aside = slices.ContainsFunc(d.tx.rows, func(r row) bool { return r.wasKey != nil && !r.void })
 	if !d.aside {
 		return nil
 	}

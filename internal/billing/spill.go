@@ -228,13 +228,13 @@ func (d *Deriver) spill(mem Memory) error {
 			if err := d.spillAgain(mem, r, ordinals[i]); err != nil {
 				return err
 			}
-			s.moved = s.moved || d.loaded[0].existed && d.loaded[0].wasKey != nil
+			s.moved = s.moved || d.loaded[0].wasKey != nil
 			if err := d.opts.Between(); err != nil {
 				return err
 			}
 			continue
 		}
-		s.moved = s.moved || r.existed && r.wasKey != nil
+		s.moved = s.moved || r.wasKey != nil
 		ordinals[i] = first + n
 		if err := s.addVersions(mem, r.plan, ordinals[i], 0, r.path); err != nil {
 			return err
