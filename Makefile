@@ -40,6 +40,13 @@ test-postgres: deps ## Run the tests that need Postgres on every version that is
 			$$($(GO) list -test -f '{{if .ForTest}}{{.ForTest}} {{join .Deps " "}}{{end}}' $(PKG) | awk '/internal\/pgtest/ { print $$1 }' | sort -u); \
 	done
 
+.PHONY: nightly
+nightly: deps ## Run the random tests for long: models against Billhook, under kills (about an hour)
+	BILLHOOK_MODEL_TRANSACTIONS=40000 $(GO) test -count=1 -timeout 90m -run '^TestModel$$' -v ./internal/e2e
+	$(GO) test -count=1 -timeout 90m -run '^TestSpill$$' -seeds 5000 ./internal/billing
+	$(GO) test -race -count=1 -timeout 90m -run '^TestModel' -seeds 300 ./internal/dispatch
+	$(GO) test -race -count=1 -timeout 90m -run '^TestFlippedBytes$$' -flips 150 ./internal/journal
+
 .PHONY: lint
 lint: ## Check format, vet, staticcheck
 	@out=$$($(GO) tool gofumpt -l $$(git ls-files '*.go')); \
