@@ -295,7 +295,9 @@ func (m *model) transaction(list []sight) {
 					data[f.new.at("field_key")] = f.new["value"]
 				}
 			}
-			own := func(n *change) bool { return n.tab == "clients" && n.client() == client && (n.old == nil || n.new == nil) }
+			own := func(n *change) bool {
+				return n.tab == "clients" && n.client() == client && (n.old == nil || n.new == nil)
+			}
 			if len(data) > 0 && !slices.ContainsFunc(rows, own) {
 				e := tell(n, "clients.custom_fields.update", client)
 				e.data, e.old, e.changed = nil, nil, data
@@ -542,7 +544,9 @@ func modelTransaction(r *rand.Rand) []string {
 		BEGIN PERFORM pg_advisory_xact_lock(least(a, b)), pg_advisory_xact_lock(greatest(a, b)), pg_advisory_xact_lock(n);
 		PERFORM set_config('m.a', a::text, true), set_config('m.b', b::text, true), set_config('m.n', n::text, true); END $$`, pick(), pick()))
 	const a, b, n = "current_setting('m.a')::bigint", "current_setting('m.b')::bigint", "current_setting('m.n')::bigint"
-	balance := func() string { return one("-3", "-0.5", "0", "0.00", "0.0001", "2", "7.25", "NULL", "balance + 1", "balance - 1", "-balance", "balance") }
+	balance := func() string {
+		return one("-3", "-0.5", "0", "0.00", "0.0001", "2", "7.25", "NULL", "balance + 1", "balance - 1", "-balance", "balance")
+	}
 	name := func() string {
 		return one("'x'", "NULL", "'a name of more than eight bytes'", "'other name, also long'", "name", "name || ''")
 	}
