@@ -87,7 +87,7 @@ scripts. It runs beside the database and changes nothing in it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(runCommand(), checkCommand(), versionCommand(), demoCommand())
+	root.AddCommand(runCommand(), checkCommand(), reconcileCommand(), versionCommand(), demoCommand())
 	for _, c := range append(root.Commands(), root) {
 		args := c.Args
 		c.Args = func(cmd *cobra.Command, given []string) error {

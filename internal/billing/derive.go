@@ -55,7 +55,9 @@ type Deriver struct {
 
 	tx      transaction
 	keyBuf  []byte
-	ordinal uint32
+	ordinal uint32 // of the last event of the transaction
+	base    uint32 // is added to it
+	origin  string // of the transaction's events
 	groups  map[string][]int // custom field rows of the open transaction by client; nil until asked for
 	filling bool
 	rec     record
@@ -144,7 +146,7 @@ func New(m Mapping, o Options) (*Deriver, error) {
 // Begin opens a transaction on a timeline. An open one is forgotten: the server
 // sends it again from its start.
 func (d *Deriver) Begin(timeline uint32, b wal.Begin) {
-	d.timeline = timeline
+	d.timeline, d.base, d.origin = timeline, 0, ""
 	d.tx.reset(b)
 }
 

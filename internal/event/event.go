@@ -35,6 +35,10 @@ type ID struct {
 // without being made by it.
 const FirstOutside = 1 << 31
 
+// OriginReconcile is the origin of events that were missed and made by comparing
+// tables with memory.
+const OriginReconcile = "reconcile"
+
 // ParseID reads the text form, "1-16/B374D848-3".
 func ParseID(s string) (ID, error) {
 	bad := func() (ID, error) {
@@ -113,6 +117,9 @@ type Event struct {
 	XID        uint32
 	CommitTime time.Time
 	Source     string
+	// Origin is empty for an event that a transaction made, else what made it, such
+	// as OriginReconcile.
+	Origin string
 
 	// ObjectJSON is Object as it stands in payloads: a bare number when the key
 	// column is an integer, else a string.
@@ -147,6 +154,10 @@ func (e *Event) AppendPayload(b []byte) []byte {
 	b = strconv.AppendUint(b, uint64(e.XID), 10)
 	b = append(b, `,"source":`...)
 	b = AppendJSONString(b, e.Source)
+	if e.Origin != "" {
+		b = append(b, `,"origin":`...)
+		b = AppendJSONString(b, e.Origin)
+	}
 	b = append(b, `},"data":`...)
 	b = appendRaw(b, e.Data, "{}")
 	b = append(b, `,"changed":`...)

@@ -110,7 +110,7 @@ func New(o Options) (*Intake, error) {
 		in.o.Retry = time.Second
 	}
 	in.metrics = newMetrics(o.Registerer, o.Types)
-	key, err := seal(o.Journal)
+	key, err := Seal(o.Journal)
 	if err != nil {
 		return nil, err
 	}
@@ -140,9 +140,9 @@ func New(o Options) (*Intake, error) {
 // start with 0.
 const sealKey = "\x00seal"
 
-// seal returns the journal's key for the digests of masked columns. A new journal
-// gets one before anything is remembered under it.
-func seal(j *journal.Journal) ([]byte, error) {
+// Seal returns the journal's key for the digests of masked columns, see
+// billing.Options. A new journal gets one before anything is remembered under it.
+func Seal(j *journal.Journal) ([]byte, error) {
 	b := j.NewBatch()
 	key, ok, err := b.Memory([]byte(sealKey))
 	if ok || err != nil {

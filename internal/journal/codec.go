@@ -159,6 +159,9 @@ func (c *cut) done() error {
 	return c.err
 }
 
+// more reports whether there is more to read.
+func (c *cut) more() bool { return c.err == nil && c.s != "" }
+
 func appendEvent(b []byte, e *event.Event) []byte {
 	b = append(b, eventV1)
 	b = binary.BigEndian.AppendUint32(b, e.XID)
@@ -171,7 +174,11 @@ func appendEvent(b []byte, e *event.Event) []byte {
 	b = appendString(b, e.ObjectJSON)
 	b = appendString(b, e.Data)
 	b = appendString(b, e.Changed)
-	return appendString(b, strings.Join(e.Unchanged, "\x00")) // no column's name holds a zero byte
+	b = appendString(b, strings.Join(e.Unchanged, "\x00")) // no column's name holds a zero byte
+	if e.Origin != "" {
+		b = appendString(b, e.Origin)
+	}
+	return b
 }
 
 func decodeEvent(id event.ID, value []byte) (*event.Event, error) {
@@ -191,6 +198,9 @@ func decodeEvent(id event.ID, value []byte) (*event.Event, error) {
 	}
 	if names := c.string(); names != "" {
 		e.Unchanged = strings.Split(names, "\x00")
+	}
+	if c.more() {
+		e.Origin = c.string()
 	}
 	if err := c.done(); err != nil {
 		return nil, fmt.Errorf("event %v: %w", id, err)

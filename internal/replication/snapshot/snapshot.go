@@ -52,6 +52,25 @@ func Open(ctx context.Context, dsn string) (*Reader, error) {
 	return &Reader{conn: conn}, nil
 }
 
+// OpenAt is Open for a snapshot that a replication slot's creation has exported: all
+// that is read is what the slot will not send. It is one transaction until Close.
+func OpenAt(ctx context.Context, dsn, name string) (*Reader, error) {
+	r, err := Open(ctx, dsn)
+	if err != nil {
+		return nil, err
+	}
+	for _, sql := range []string{
+		"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+		"SET TRANSACTION SNAPSHOT '" + strings.ReplaceAll(name, "'", "''") + "'",
+	} {
+		if _, err := r.conn.Exec(ctx, sql); err != nil {
+			_ = r.Close(ctx) // nothing is pending on it
+			return nil, fmt.Errorf("take on the snapshot: %w", err)
+		}
+	}
+	return r, nil
+}
+
 // Close ends the connection.
 func (r *Reader) Close(ctx context.Context) error { return r.conn.Close(ctx) }
 
@@ -196,6 +215,38 @@ func (r *Reader) Read(ctx context.Context, t Table, key, wanted []int, after []s
 		return nil, fmt.Errorf("read table %s.%s: %w", t.Relation.Schema, t.Relation.Name, err)
 	}
 	return rows, nil
+}
+
+// Present reports of each key whether the table has a row with it. Keys are texts of
+// the key columns.
+func (r *Reader) Present(ctx context.Context, t Table, key []int, keys [][]string) ([]bool, error) {
+	var lists, names []string
+	args := make([]any, len(key))
+	for n, i := range key {
+		texts := make([]string, len(keys))
+		for k := range keys {
+			texts[k] = keys[k][n]
+		}
+		args[n] = texts
+		lists = append(lists, fmt.Sprintf("$%d::text[]", n+1))
+		names = append(names, fmt.Sprintf("t.%s = k.k%d::%s", quote(t.Relation.Columns[i].Name), n, t.casts[i]))
+	}
+	columns := make([]string, len(key))
+	for n := range key {
+		columns[n] = fmt.Sprintf("k%d", n)
+	}
+	// Ordered, so that the answers stand beside their questions.
+	sql := fmt.Sprintf("SELECT EXISTS (SELECT FROM %s.%s t WHERE %s) FROM unnest(%s) WITH ORDINALITY AS k(%s, n) ORDER BY k.n",
+		quote(t.Relation.Schema), quote(t.Relation.Name), strings.Join(names, " AND "), strings.Join(lists, ", "), strings.Join(columns, ", "))
+	rows, err := r.conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("look for rows of %s.%s: %w", t.Relation.Schema, t.Relation.Name, err)
+	}
+	present, err := pgx.CollectRows(rows, pgx.RowTo[bool])
+	if err != nil {
+		return nil, fmt.Errorf("look for rows of %s.%s: %w", t.Relation.Schema, t.Relation.Name, err)
+	}
+	return present, nil
 }
 
 // Mark writes a logical message into the source's log. Whatever a chunk that was
