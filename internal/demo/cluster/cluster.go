@@ -378,8 +378,28 @@ func (c *Cluster) runAs(cmd *exec.Cmd) {
 	}
 }
 
-// Program returns the path of one of the server's programs.
-func (c *Cluster) Program(name string) string { return filepath.Join(c.bin, name) }
+// Program returns the path of one of the server's programs. A client that is not
+// beside the server, such as psql, is looked for where Find looks: a newer or
+// older one does.
+func (c *Cluster) Program(name string) string {
+	own := filepath.Join(c.bin, name)
+	if _, err := os.Stat(own); err == nil {
+		return own
+	}
+	found, _ := installed()
+	slices.Reverse(found) // the newest first
+	for _, dir := range found {
+		if other := filepath.Join(dir, name); isFile(other) {
+			return other
+		}
+	}
+	return own
+}
+
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}
 
 // URL returns a connection URL for a role, such as
 // postgres://billhook:secret@127.0.0.1:40123/billing?sslmode=disable.
