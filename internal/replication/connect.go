@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -25,21 +26,15 @@ const (
 // hang on what somebody has set for the role or the database, and no timeout ends
 // a slot's creation.
 func settings() map[string]string {
-	return map[string]string{
-		"DateStyle":           "ISO, MDY",
-		"IntervalStyle":       "postgres",
-		"TimeZone":            "UTC",
-		"extra_float_digits":  "3",
-		"bytea_output":        "hex",
-		"client_encoding":     "UTF8",
-		"lc_monetary":         "C",
-		"search_path":         "pg_catalog", // names in regclass and like values come with their schema
-		"client_min_messages": "warning",    // Postgres 18 tells of a skipped publication by a warning
+	s := catalog.Settings()
+	maps.Copy(s, map[string]string{
+		"client_min_messages": "warning", // Postgres 18 tells of a skipped publication by a warning
 		"statement_timeout":   "0",
 		"lock_timeout":        "0",
 
 		"idle_in_transaction_session_timeout": "0",
-	}
+	})
+	return s
 }
 
 // connect opens a connection for replication commands, or a plain one.
@@ -89,31 +84,26 @@ func (c *Client) open(ctx context.Context, wait bool) (_ *pgx.Conn, _ *Session, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := c.preparePublication(ctx, conn, session, server, want); err != nil {
-		return nil, nil, err
-	}
-	slot, err := c.prepareSlot(ctx, conn, session, server, want)
+	slot, err := c.free(ctx, conn, server, want, wait)
 	if err != nil {
 		return nil, nil, err
 	}
-	for slot.Active {
-		busy := &Error{Class: Wait, Reason: ReasonSlotActive, Text: fmt.Sprintf("replication slot %q is in use by %s; only one Billhook can follow it", c.options.Slot, slot.Holder)}
-		if !wait {
-			return nil, nil, busy
-		}
-		if c.State().Phase != Standby {
-			c.failed(busy)
-			c.log.Warn("standing by", "err", busy.Text)
-		}
-		c.phase(Standby, busy.Text)
-		select {
-		case <-time.After(standbyPoll):
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
-		}
-		if slot, err = c.checkSlot(ctx, conn, server, want); err != nil {
+	if c.State().Phase == Standby {
+		// Whoever had the slot may have been at work for days.
+		c.phase(Connecting, "")
+		if session, server, err = c.identify(ctx, conn, want); err != nil {
 			return nil, nil, err
 		}
+	}
+	publication, err := c.preparePublication(ctx, conn, session, server, want)
+	if err != nil {
+		return nil, nil, err
+	}
+	if slot, err = c.prepareSlot(ctx, conn, session, server, want); err != nil {
+		return nil, nil, err
+	}
+	if slot.Active { // taken a moment ago
+		return nil, nil, c.busy(slot)
 	}
 
 	session.Start = max(slot.ConfirmedFlush, c.confirmed())
@@ -124,6 +114,9 @@ func (c *Client) open(ctx context.Context, wait bool) (_ *pgx.Conn, _ *Session, 
 		SystemID: session.SystemID, Timeline: session.Timeline, Slot: session.Slot,
 		Publication: session.Publication, PublicationOID: session.PublicationOID, LSN: session.Start,
 	}
+	if c.first == nil {
+		c.first = &publication
+	}
 	c.state.Session = session
 	c.state.Slot, c.state.SlotPolled = slot, time.Now()
 	c.mu.Unlock()
@@ -132,6 +125,41 @@ func (c *Client) open(ctx context.Context, wait bool) (_ *pgx.Conn, _ *Session, 
 	// What the slot has confirmed needs no confirming by us, but it is where we are.
 	c.Confirm(session.Start)
 	return conn, session, nil
+}
+
+// free looks at the slot, if it is there. While somebody else uses it, it stands
+// by, or returns that as an error: nothing is altered under another's hands.
+func (c *Client) free(ctx context.Context, conn *pgx.Conn, server catalog.Server, want Position, wait bool) (catalog.Slot, error) {
+	for {
+		slot, found, err := catalog.ReadSlot(ctx, conn, c.options.Slot)
+		if err != nil || !found || !slot.Active {
+			return slot, err // the rest is for prepareSlot to judge
+		}
+		if slot, err = c.checkSlot(ctx, conn, server, want); err != nil {
+			return slot, err
+		}
+		busy := c.busy(slot)
+		switch {
+		case !slot.Active:
+			return slot, nil
+		case !wait:
+			return slot, busy
+		}
+		if c.State().Phase != Standby {
+			c.failed(busy)
+			c.log.Warn("standing by", "err", busy.Text)
+		}
+		c.phase(Standby, busy.Text)
+		select {
+		case <-time.After(standbyPoll):
+		case <-ctx.Done():
+			return slot, ctx.Err()
+		}
+	}
+}
+
+func (c *Client) busy(slot catalog.Slot) *Error {
+	return &Error{Class: Wait, Reason: ReasonSlotActive, Text: fmt.Sprintf("replication slot %q is in use by %s; only one Billhook can follow it", c.options.Slot, slot.Holder)}
 }
 
 // identify makes sure that this is the server that was followed before, and one
