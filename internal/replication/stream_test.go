@@ -261,20 +261,20 @@ func TestStreamSilence(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, map[string]string{"wal_sender_timeout": "3s"})
 	db := pgtest.NewDatabaseOn(t, c, oneTable)
-	p := newProxy(t, c.Port())
+	p := pgtest.NewProxy(t, c.Port())
 	o := options(t, db, "a")
-	o.DSN = dsn(t, db.DSN, func(u *url.URL) { u.Host = p.address })
+	o.DSN = dsn(t, db.DSN, func(u *url.URL) { u.Host = p.Address })
 	o.silence = 3 * time.Second
 	f := follow(t, o)
 	db.Exec(t, "INSERT INTO a VALUES (1)")
 	f.expect("insert a (id=1 v null)")
-	p.hole()
+	p.Hole()
 	db.Exec(t, "INSERT INTO a VALUES (2)")
 	f.wait("the connection to be given up", func() bool { return f.client.State().Reconnects > 0 })
 	if e, ok := errors.AsType[*Error](f.client.State().Err); !ok || e.Reason != ReasonSilence {
 		t.Errorf("error %v", f.client.State().Err)
 	}
-	p.heal()
+	p.Heal()
 	f.expect("insert a (id=1 v null)", "insert a (id=2 v null)")
 }
 
@@ -282,15 +282,15 @@ func TestStreamSilence(t *testing.T) {
 // arrives whole, once or more, never in part.
 func TestStreamCut(t *testing.T) {
 	db := pgtest.NewDatabase(t, oneTable)
-	p := newProxy(t, db.Cluster.Port())
+	p := pgtest.NewProxy(t, db.Cluster.Port())
 	o := options(t, db, "a")
-	o.DSN = dsn(t, db.DSN, func(u *url.URL) { u.Host = p.address })
+	o.DSN = dsn(t, db.DSN, func(u *url.URL) { u.Host = p.Address })
 	f := follow(t, o)
 	db.Exec(t, "INSERT INTO a SELECT g, 'x' FROM generate_series(1, 20) g")
 	f.wait("20 rows", func() bool { return len(f.got()) >= 20 })
 	for range 5 {
 		before := f.client.State().Reconnects
-		p.cut()
+		p.Cut()
 		f.wait("a reconnect", func() bool { return f.client.State().Reconnects > before })
 		f.waitPhase(Streaming)
 		db.Exec(t, "UPDATE a SET v = v || 'x'")
