@@ -31,6 +31,7 @@ func settings() map[string]string {
 		"client_min_messages": "warning", // Postgres 18 tells of a skipped publication by a warning
 		"statement_timeout":   "0",
 		"lock_timeout":        "0",
+		"jit":                 "off", // it takes a second over a question to the catalogs
 
 		"idle_in_transaction_session_timeout": "0",
 	})

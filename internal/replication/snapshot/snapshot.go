@@ -42,6 +42,7 @@ func Open(ctx context.Context, dsn string) (*Reader, error) {
 	maps.Copy(config.RuntimeParams, catalog.Settings())
 	config.RuntimeParams["application_name"] = "billhook fill"
 	config.RuntimeParams["default_transaction_read_only"] = "off"
+	config.RuntimeParams["jit"] = "off" // compiling costs more than a chunk
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect to read tables: %w", err)
