@@ -197,7 +197,12 @@ func (c *Client) identify(ctx context.Context, conn *pgx.Conn, want Position) (*
 	if want.SystemID != "" && want.SystemID != system.SystemID {
 		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is another database cluster (system identifier %s) than the journal was filled from (%s); correct source.dsn, or start with a new journal", c.target.address, system.SystemID, want.SystemID)
 	}
-	if want.Timeline != 0 && want.Timeline != timeline {
+	if want.Timeline != 0 && want.Timeline < timeline {
+		if err := c.followed(ctx, conn, want, timeline); err != nil {
+			return nil, server, err
+		}
+	}
+	if want.Timeline > timeline {
 		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore, and the same positions may mean other transactions; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline)
 	}
 	if want.LSN > server.Current {
@@ -208,6 +213,43 @@ func (c *Client) identify(ctx context.Context, conn *pgx.Conn, want Position) (*
 		Slot: c.options.Slot, Publication: c.options.Publication, PID: conn.PgConn().PID(),
 		senderTimeout: server.SenderTimeout,
 	}, server, nil
+}
+
+// followed makes sure that a newer timeline goes on from what the journal holds:
+// that all of the journal was committed before the timelines parted. Then the same
+// positions mean the same transactions, and a slot that was there before (a
+// failover slot, or a copy of one) can go on. Otherwise the journal holds what the
+// database has lost.
+func (c *Client) followed(ctx context.Context, conn *pgx.Conn, want Position, timeline uint32) error {
+	history, err := pglogrepl.TimelineHistory(ctx, conn.PgConn(), int32(timeline))
+	if err != nil {
+		return fmt.Errorf("read the history of timeline %d: %w", timeline, err)
+	}
+	parted, err := partedAt(string(history.Content), want.Timeline)
+	if err != nil {
+		return fmt.Errorf("read the history of timeline %d: %w", timeline, err)
+	}
+	if parted.IsZero() {
+		return fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, which does not come from timeline %d, that the journal was filled on: it is another copy of the database; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline)
+	}
+	if want.LSN > parted {
+		return fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore at %s, and the journal is at %s, so it holds events of transactions that the database has lost in between; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline, parted, want.LSN)
+	}
+	c.log.Info("the server is on a new timeline that goes on from what the journal holds", "timeline", timeline, "before", want.Timeline, "parted", parted.String(), "lsn", want.LSN.String())
+	return nil
+}
+
+// partedAt returns where a timeline ended, by the history of a later one; zero if
+// that does not come from it. A line of it has the timeline, its end and the reason.
+func partedAt(history string, timeline uint32) (wal.LSN, error) {
+	for line := range strings.Lines(history) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != strconv.FormatUint(uint64(timeline), 10) {
+			continue
+		}
+		return wal.ParseLSN(f[1])
+	}
+	return 0, nil
 }
 
 // checkSlot reads the slot and makes sure that it can serve us.
