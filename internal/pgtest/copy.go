@@ -33,12 +33,10 @@ func NewCopy(t testing.TB, c *cluster.Cluster) *Copy {
 	if err := c.Stop(cluster.Fast); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := cluster.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	_ = l.Close() // only its number was wanted
 	n := &Copy{of: c, dir: filepath.Join(filepath.Dir(data), fmt.Sprintf("copy-%d", nextSerial())), port: port}
 	if out, err := exec.Command("cp", "-a", data, n.dir).CombinedOutput(); err != nil {
 		t.Fatalf("copy the cluster: %v\n%s", err, out)

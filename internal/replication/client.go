@@ -46,8 +46,9 @@ type Options struct {
 	PollInterval time.Duration // of looking at slot and publication; 0: 15 s
 	PlainReads   bool          // never gather: see gather.go
 
-	bufferSize int           // tests only
-	silence    time.Duration // tests only
+	bufferSize  int           // tests only
+	silence     time.Duration // tests only
+	stopTimeout time.Duration // tests only
 }
 
 // Table is one table to publish.
@@ -181,6 +182,9 @@ func New(o Options) (*Client, error) {
 	}
 	if o.bufferSize == 0 {
 		o.bufferSize = 1 << 20
+	}
+	if o.stopTimeout == 0 {
+		o.stopTimeout = stopTimeout
 	}
 	c := &Client{
 		options: o,

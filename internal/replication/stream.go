@@ -463,8 +463,8 @@ func (s *stream) waitWhile(ctx context.Context, try func(timer <-chan time.Time)
 // nil, since the caller wanted the end.
 func (s *stream) finish() error {
 	s.unhook()
-	end := time.Now().Add(stopTimeout)
-	timer := time.NewTimer(stopTimeout)
+	end := time.Now().Add(s.client.options.stopTimeout)
+	timer := time.NewTimer(s.client.options.stopTimeout)
 	defer timer.Stop()
 wait:
 	for s.client.confirmed() < s.passedEnd {

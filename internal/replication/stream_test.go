@@ -43,6 +43,7 @@ func TestStatusBytes(t *testing.T) {
 }
 
 func TestStreamIdentities(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `
 		CREATE TABLE d (id int PRIMARY KEY, v text, big text);
 		CREATE TABLE f (id int PRIMARY KEY, v text, big text);
@@ -121,6 +122,7 @@ func TestStreamTransactions(t *testing.T) {
 // TestStreamResumes stops and starts with the position of a journal: nothing
 // comes twice and nothing is missed.
 func TestStreamResumes(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	o := options(t, db, "a")
 	f := follow(t, o)
@@ -203,6 +205,7 @@ func TestStreamBlockedConsumer(t *testing.T) {
 // TestStreamLongMessage has one message longer than a buffer, and longer than all
 // of them.
 func TestStreamLongMessage(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	o := options(t, db, "a")
 	o.bufferSize = 8 << 10
@@ -281,6 +284,7 @@ func TestStreamSilence(t *testing.T) {
 // TestStreamCut cuts the connection after every few bytes of one transaction: it
 // arrives whole, once or more, never in part.
 func TestStreamCut(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	p := pgtest.NewProxy(t, db.Cluster.Port())
 	o := options(t, db, "a")
@@ -303,6 +307,7 @@ func TestStreamCut(t *testing.T) {
 
 // TestStreamStandby: the second client waits, names the first, and takes over.
 func TestStreamStandby(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	f := follow(t, options(t, db, "a"))
 	g := start(t, options(t, db, "a"))
@@ -327,6 +332,7 @@ func TestStreamStandby(t *testing.T) {
 // TestStreamSettings: what somebody has set for the database must not change the
 // text of values.
 func TestStreamSettings(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `CREATE TABLE a (id int PRIMARY KEY, ts timestamptz, iv interval, b bytea, f float8, m money, c regclass)`)
 	for _, s := range []string{"datestyle = 'German'", "timezone = 'Asia/Tokyo'", "intervalstyle = 'sql_standard'", "bytea_output = 'escape'", "extra_float_digits = 0", "search_path = public", "statement_timeout = 100"} {
 		db.Exec(t, "ALTER DATABASE "+db.Name+" SET "+s)

@@ -31,6 +31,7 @@ func run(t testing.TB, c *pgx.Conn, sql string) {
 func TestConfirmPositions(t *testing.T) {
 	db := pgtest.NewDatabase(t, oneTable)
 	o := options(t, db, "a")
+	o.stopTimeout = 200 * time.Millisecond // nothing is confirmed, so all of it passes
 	f := launch(t, o, false)
 	f.waitPhase(Streaming)
 	one, two := db.Connect(t), db.Connect(t)
@@ -121,6 +122,7 @@ func TestServerForgets(t *testing.T) {
 // does, so that whoever goes on from the slot alone gets nothing twice, whatever is
 // written meanwhile.
 func TestCleanStop(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	o := options(t, db, "a")
 	const rounds, rows = 5, 40
@@ -150,6 +152,7 @@ func TestCleanStop(t *testing.T) {
 // TestGeneratedColumns: a stored one comes from Postgres 18 on, when the
 // publication says so; a virtual one never.
 func TestGeneratedColumns(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, "CREATE TABLE g (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED)")
 	version := db.Cluster.Version()
 	if version >= 18 {
@@ -183,6 +186,7 @@ func TestGeneratedColumns(t *testing.T) {
 // TestApplicationGoesOn: attaching never makes the application's own statements
 // fail, neither where it is refused nor where it is granted.
 func TestApplicationGoesOn(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable, "CREATE TABLE nokey (id int, v text)", "CREATE TABLE nothing (id int PRIMARY KEY, v text)",
 		"ALTER TABLE nothing REPLICA IDENTITY NOTHING", "CREATE TABLE f (id int PRIMARY KEY, v text)", "ALTER TABLE f REPLICA IDENTITY FULL")
 	for _, table := range []string{"nokey", "nothing"} {
@@ -216,6 +220,7 @@ func TestLogicalMessages(t *testing.T) {
 
 // TestOrigin: transactions that came here by replication come on, named.
 func TestOrigin(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	f := follow(t, options(t, db, "a"))
 	conn := db.Connect(t)
@@ -231,6 +236,7 @@ func TestOrigin(t *testing.T) {
 // and inserted, and a leaf attached in mid-stream, whose identity nobody thought
 // of, is not trusted to have whole old rows.
 func TestPartitions(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `CREATE TABLE p (id int, r int, v text, PRIMARY KEY (id, r)) PARTITION BY LIST (r)`,
 		"CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)", "CREATE TABLE p2 PARTITION OF p FOR VALUES IN (2)")
 	f := follow(t, options(t, db, "p"))
@@ -257,6 +263,7 @@ func TestPartitions(t *testing.T) {
 // TestValues: every value comes as Postgres itself writes it under the settings of
 // catalog.Settings, the odd ones too, and the stream goes on.
 func TestValues(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `
 		CREATE TYPE state AS ENUM ('on', 'off');
 		CREATE DOMAIN amount AS numeric;
@@ -324,6 +331,7 @@ func columnTexts(t *testing.T, conn *pgx.Conn) (string, error) {
 // transaction that the server spills to its disk: what was committed comes once,
 // and what was not never does. The spilling is counted.
 func TestSavepoints(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable, `CREATE PROCEDURE fill(lo int, hi int) LANGUAGE plpgsql AS $$ BEGIN
 		FOR i IN lo..hi LOOP
 			BEGIN
@@ -355,6 +363,7 @@ func TestSavepoints(t *testing.T) {
 // under its new name, two that were swapped under each other's, and one that was
 // made again not before the publication holds it.
 func TestTablesRenamed(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable, "CREATE TABLE b (id int PRIMARY KEY, w int)")
 	f := follow(t, options(t, db, "a", "b"))
 	db.Exec(t, `INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)`)
@@ -370,6 +379,7 @@ func TestTablesRenamed(t *testing.T) {
 // refuse the settings, refuse replication, or, told to ignore both, hand the
 // replication commands to an ordinary session.
 func TestPooler(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	for _, c := range []struct{ name, refuses, want string }{
 		{"settings refused", "bytea_output", "unsupported startup parameter: bytea_output"},
@@ -477,6 +487,7 @@ func TestDetachServerAway(t *testing.T) {
 // TestLagIsFromCommit: how far behind one is goes by when things were committed,
 // not by when they were sent.
 func TestLagIsFromCommit(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	o := options(t, db, "a")
 	f := follow(t, o)
@@ -497,6 +508,7 @@ func TestLagIsFromCommit(t *testing.T) {
 
 // TestOptionsByVersion: what a version does not know is not asked of it.
 func TestOptionsByVersion(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	o := options(t, db, "a")
 	o.Failover = true

@@ -29,6 +29,7 @@ func gauged(t testing.TB, g prometheus.Gauge) float64 {
 // TestPublicationAltered alters the publication by hand in mid-stream: the server
 // says nothing of it, Billhook does, and takes it back when it is whole again.
 func TestPublicationAltered(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, alter, back, want string
 		from                    int
@@ -71,6 +72,7 @@ func TestPublicationAltered(t *testing.T) {
 // TestPublicationRemade: dropped, or dropped and made again, is the end, even
 // while nothing is written that would make the server say so.
 func TestPublicationRemade(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ name, sql, want string }{
 		{"dropped", "DROP PUBLICATION p", `publication "p" *`},
 		{"made again", "BEGIN; DROP PUBLICATION p; CREATE PUBLICATION p FOR TABLE a; COMMIT", `publication "p" was dropped and made again; *`},
@@ -92,6 +94,7 @@ func TestPublicationRemade(t *testing.T) {
 // TestStandbyAltersNothing: an instance that waits for the slot leaves the
 // publication alone until it has it.
 func TestStandbyAltersNothing(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable, "CREATE TABLE b (id int PRIMARY KEY)")
 	f := follow(t, options(t, db, "a"))
 	g := start(t, options(t, db, "a", "b"))
