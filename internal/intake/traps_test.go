@@ -210,6 +210,7 @@ const clientsTable = "CREATE TABLE clients (id bigint PRIMARY KEY, name text, ba
 // TestCutAtEachFrame cuts the connection behind each frame of a transaction: its
 // events are in the journal once, all of them, whatever was there when it broke.
 func TestCutAtEachFrame(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, clientsTable, "INSERT INTO clients VALUES (1, 'one', 1), (2, 'two', 1)")
 	proxy := pgtest.NewProxy(t, db.Cluster.Port())
 	u, err := url.Parse(db.DSN)
@@ -255,10 +256,98 @@ func TestCutAtEachFrame(t *testing.T) {
 	}
 }
 
+// TestIdentities: many rows at one position, by COPY and by one statement, in one
+// transaction that comes again, have ids of their own. Another journal, over
+// another slot, finds the same ids and the same payloads.
+func TestIdentities(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewDatabase(t, clientsTable, "CREATE PUBLICATION p FOR TABLE clients", "SELECT pg_create_logical_replication_slot(current_database(), 'pgoutput')")
+	db.Exec(t, "SELECT pg_create_logical_replication_slot(current_database() || '_2', 'pgoutput')")
+	conn := db.Connect(t)
+	if _, err := conn.Exec(t.Context(), "BEGIN"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.CopyFrom(t.Context(), pgx.Identifier{"clients"}, []string{"id", "name"}, pgx.CopyFromRows([][]any{{1, "a"}, {2, "b"}, {3, "c"}})); err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{"INSERT INTO clients VALUES (4), (5), (6)", "INSERT INTO clients VALUES (7)", "COMMIT", "UPDATE clients SET name = 'd'"} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := setup{dir: t.TempDir() + "/a", mapping: clientsOf(t), own: true}
+	one := open(t, db, s)
+	one.settle()
+	one.stop()
+	one = open(t, db, s) // and again
+	events := func(f *line) (list []string) {
+		f.settle()
+		page, _, err := f.journal.Executions(t.Context(), journal.Query{Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids := map[event.ID]bool{}
+		for _, x := range slices.Backward(page) {
+			e, err := f.journal.Event(x.Event)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ids[e.ID] {
+				t.Errorf("id %s is there twice", e.ID)
+			}
+			ids[e.ID] = true
+			list = append(list, e.ID.String()+" "+string(e.AppendPayload(nil)))
+		}
+		return list
+	}
+	first := events(one)
+	if len(first) != 14 {
+		t.Errorf("%d events, want 14", len(first))
+	}
+	again := *db
+	again.Name += "_2" // names the slot
+	two := open(t, &again, setup{dir: t.TempDir() + "/b", mapping: clientsOf(t), own: true})
+	if second := events(two); !slices.Equal(first, second) {
+		t.Errorf("the same transactions became\n%s\nand then\n%s", strings.Join(first, "\n"), strings.Join(second, "\n"))
+	}
+}
+
+// TestAnyIdentity: the same statements make the same events whatever old rows the
+// tables send. A client whose key changes is no second one.
+func TestAnyIdentity(t *testing.T) {
+	t.Parallel()
+	for _, identity := range []string{"DEFAULT", "FULL", "USING INDEX clients_other"} {
+		t.Run(identity, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.NewDatabase(t, "CREATE TABLE clients (id bigint PRIMARY KEY, name text, balance numeric, note text)", "CREATE UNIQUE INDEX clients_other ON clients (id) INCLUDE (name)",
+				"ALTER TABLE clients ALTER note SET STORAGE EXTERNAL; ALTER TABLE clients REPLICA IDENTITY "+identity,
+				"INSERT INTO clients VALUES (1, 'one', 5, repeat('x', 9000)), (2, 'two', -5, NULL)")
+			f := open(t, db, setup{dir: t.TempDir() + "/j", mapping: clientsOf(t)})
+			f.fill(db.DSN)
+			db.Exec(t, "UPDATE clients SET balance = -balance")
+			db.Exec(t, "UPDATE clients SET name = name, note = note")
+			db.Exec(t, "UPDATE clients SET name = 'uno', balance = 0 WHERE id = 1")
+			db.Exec(t, "UPDATE clients SET id = 11 WHERE id = 1")
+			db.Exec(t, "UPDATE clients SET balance = balance - 5")
+			db.Exec(t, "UPDATE clients SET note = 'short' WHERE id = 11")
+			db.Exec(t, "DELETE FROM clients")
+			got := f.events()
+			// A changed key is told as an update of the new one.
+			want := []string{"clients.balance_zero 1", "clients.balance_notzero 2", "clients.update 1", "clients.balance_notzero 1", "clients.update 11", "clients.balance_zero 11", "clients.balance_zero 2", "clients.update 11", "clients.delete 2", "clients.delete 11"}
+			slices.Sort(got)
+			slices.Sort(want) // within a transaction the order of rows is the statement's
+			if !slices.Equal(got, want) {
+				t.Errorf("events:\n got %s\nwant %s", strings.Join(got, ", "), strings.Join(want, ", "))
+			}
+		})
+	}
+}
+
 // TestRenamedTables: what is mapped is mapped by name. A table that is renamed is
 // mapped no more, and told as missing from the publication; swapped tables change
 // places; a table that is made again under its name, and published again, goes on.
 func TestRenamedTables(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, clientsTable, "CREATE TABLE clients_new (id bigint PRIMARY KEY, name text, balance numeric)", "CREATE PUBLICATION p FOR TABLE clients, clients_new",
 		"SELECT pg_create_logical_replication_slot(current_database(), 'pgoutput')")
 	f := open(t, db, setup{dir: t.TempDir() + "/j", mapping: clientsOf(t), own: true})
@@ -278,6 +367,7 @@ func TestRenamedTables(t *testing.T) {
 // table, with partitions that say FULL and partitions that do not, and one that is
 // attached while the stream runs. A row that moves is one client still.
 func TestPartitionedTable(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `CREATE TABLE clients (id bigint, region int, name text, balance numeric, PRIMARY KEY (id, region)) PARTITION BY LIST (region)`,
 		"CREATE TABLE clients_1 PARTITION OF clients FOR VALUES IN (1)", "CREATE TABLE clients_2 PARTITION OF clients FOR VALUES IN (2)",
 		"ALTER TABLE clients REPLICA IDENTITY FULL; ALTER TABLE clients_1 REPLICA IDENTITY FULL",
@@ -306,6 +396,7 @@ func TestPartitionedTable(t *testing.T) {
 // TestRowFilter: a row that crosses a publication's filter is inserted or deleted,
 // as far as anybody can tell; the doctor warns of it.
 func TestRowFilter(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, clientsTable)
 	if db.Cluster.Version() < 15 {
 		t.Skip("from Postgres 15 on")
@@ -324,6 +415,7 @@ func TestRowFilter(t *testing.T) {
 // TestColumnList: a column that stays in the database is in no event, and makes
 // none.
 func TestColumnList(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, "CREATE TABLE clients (id bigint PRIMARY KEY, name text, balance numeric, secret text)")
 	if db.Cluster.Version() < 15 {
 		t.Skip("from Postgres 15 on")
@@ -356,6 +448,7 @@ func TestColumnList(t *testing.T) {
 // TestSideTables: a client in three tables is one client, and its custom fields are
 // told once a transaction, large ones that a statement leaves alone not at all.
 func TestSideTables(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, "CREATE TABLE clients (id bigint PRIMARY KEY, name text, extra jsonb)", "ALTER TABLE clients ALTER extra SET STORAGE EXTERNAL",
 		"CREATE TABLE balances (clients_id bigint PRIMARY KEY, balance numeric)", "CREATE TABLE fields (clients_id bigint, name text, value text, PRIMARY KEY (clients_id, name))",
 		"INSERT INTO clients VALUES (1, 'one', jsonb_build_object('k', repeat('x', 9000))); INSERT INTO balances VALUES (1, 5); INSERT INTO fields VALUES (1, 'a', '1')")
@@ -379,6 +472,7 @@ func TestSideTables(t *testing.T) {
 
 // TestTruncated: after a TRUNCATE the same keys are new clients.
 func TestTruncated(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, clientsTable, "CREATE TABLE accounts (id bigint PRIMARY KEY, clients_id bigint REFERENCES clients)", "INSERT INTO clients VALUES (1, 'one', 1)")
 	m := clientsOf(t)
 	m.Entities = append(m.Entities, billing.Entity{Name: billing.Accounts, Table: public("accounts"), Key: []string{"id"}, Client: []string{"clients_id"}})
@@ -394,6 +488,7 @@ func TestTruncated(t *testing.T) {
 // TestDomainsAndEnums: a balance of a domain type, a status that is renamed in
 // mid-stream, values that are no numbers.
 func TestDomainsAndEnums(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `CREATE DOMAIN money_exact AS numeric(30,12); CREATE TYPE state AS ENUM ('active', 'gone');
 		CREATE TABLE clients (id bigint PRIMARY KEY, name text, balance money_exact, state state DEFAULT 'active')`,
 		"INSERT INTO clients VALUES (1, 'one', 0.000000000001), (2, 'two', 123456789012345678.000000000001)")
@@ -413,6 +508,7 @@ func TestDomainsAndEnums(t *testing.T) {
 // where; nothing of it is confirmed, so nothing is lost, and what comes after is
 // not taken in its stead.
 func TestUndecodable(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, clientsTable)
 	proxy := pgtest.NewProxy(t, db.Cluster.Port())
 	u, err := url.Parse(db.DSN)
