@@ -123,6 +123,7 @@ func (c *Client) open(ctx context.Context, wait bool) (_ *pgx.Conn, _ *Session, 
 	c.state.Slot, c.state.SlotPolled = slot, time.Now()
 	c.mu.Unlock()
 	c.metrics.setSlot(slot, true, time.Now())
+	c.serverLSN.Store(uint64(slot.Current)) // after a fail-over it may be lower than before
 	c.server(slot.Current)
 	// What the slot has confirmed needs no confirming by us, but it is where we are.
 	c.Confirm(session.Start)

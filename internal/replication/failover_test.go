@@ -101,6 +101,9 @@ func TestFailover(t *testing.T) {
 	if s := g.session(); s.Timeline != 2 || s.SlotCreated {
 		t.Errorf("session %+v", s)
 	}
+	if at := g.client.State(); at.ServerLSN > mustLSN(t, pgtest.Value[string](t, there, "SELECT pg_current_wal_lsn()::text")) {
+		t.Errorf("the server is told to be at %s", at.ServerLSN)
+	}
 	// The old primary, back again, is not mistaken for the new one.
 	g.stop()
 	o.DSN, o.Resume = db.DSN, g.resume()
