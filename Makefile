@@ -10,6 +10,8 @@ GO ?= go
 # Packages to test: make test PKG=./internal/journal/...
 PKG ?= ./...
 TESTFLAGS ?=
+# Postgres to fetch and test on: make test-postgres VERSION=18
+VERSION ?=
 # Flags of the demo: make demo DEMO_FLAGS="--for 20s"
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
@@ -32,10 +34,11 @@ test: deps build lint ## Build, lint and run every test with the race detector
 	$(GO) test -race -timeout 10m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-postgres
-test-postgres: deps ## Run the tests that need Postgres on every version that is installed
-	@for bin in /usr/lib/postgresql/*/bin; do \
+test-postgres: deps ## Test what needs Postgres, on every version installed, or on VERSION=18 (fetched)
+	@bins="$(if $(VERSION),$$(.ci/postgres $(VERSION)),$$(ls -d /usr/lib/postgresql/*/bin))"; \
+	for bin in $$bins; do \
 		[ -x "$$bin/initdb" ] || continue; \
-		echo "== $$bin"; \
+		echo "== $$("$$bin/postgres" --version)"; \
 		BILLHOOK_PG_BIN="$$bin" $(GO) test -race -count=1 -timeout 10m $(TESTFLAGS) \
 			$$($(GO) list -test -f '{{if .ForTest}}{{.ForTest}} {{join .Deps " "}}{{end}}' $(PKG) | awk '/internal\/pgtest/ { print $$1 }' | sort -u); \
 	done

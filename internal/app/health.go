@@ -2,6 +2,8 @@ package app
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/billhook/billhook/internal/replication"
 	"github.com/billhook/billhook/internal/web"
@@ -27,7 +29,10 @@ func (a *App) Ready() []web.Check {
 	if s.Phase == replication.Streaming {
 		text += fmt.Sprintf(" from slot %s, confirmed %s", a.loaded.Config.Source.Slot, s.Confirmed)
 	}
-	add("replication", s.Phase == replication.Streaming, text)
+	for _, f := range slices.Sorted(maps.Keys(s.Faults)) {
+		text += "; " + s.Faults[f]
+	}
+	add("replication", s.Phase == replication.Streaming && len(s.Faults) == 0, text)
 
 	switch err, blocked := a.journal.Err(), a.intake.Blocked(); {
 	case err != nil:

@@ -105,7 +105,7 @@ func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
 	}
 	for name, value := range map[string]string{
 		"application_name": "billhook check", "default_transaction_read_only": "on",
-		"lock_timeout": "3000", "statement_timeout": "10000", "search_path": "pg_catalog",
+		"lock_timeout": "3000", "statement_timeout": "10000", "search_path": "pg_catalog", "jit": "off",
 	} {
 		config.RuntimeParams[name] = value
 	}

@@ -245,7 +245,18 @@ func TestFaults(t *testing.T) {
 		{
 			"column generated", func(t *testing.T, b *bed) {
 				b.db.Exec(t, "ALTER TABLE balances DROP balance; ALTER TABLE balances ADD balance int GENERATED ALWAYS AS (clients_id * 2) STORED")
-			}, "table public.balances", doctor.Fail, `column "balance" is generated`, "clients_id", false, 0,
+			}, "table public.balances", doctor.Fail, `column "balance" is generated`, "", false, 0, // the remedy is another from 18 on
+		},
+		{
+			"column generated, stored", func(t *testing.T, b *bed) {
+				b.db.Exec(t, "ALTER TABLE balances DROP balance; ALTER TABLE balances ADD balance int GENERATED ALWAYS AS (clients_id * 2) STORED")
+			}, "table public.balances", doctor.Fail, `does not send generated columns`, "SET (publish_generated_columns = stored);", true, 18,
+		},
+		{
+			"column generated, virtual", func(t *testing.T, b *bed) {
+				b.db.Exec(t, "ALTER TABLE balances DROP balance; ALTER TABLE balances ADD balance int GENERATED ALWAYS AS (clients_id * 2) VIRTUAL")
+				b.db.Exec(t, "ALTER PUBLICATION "+b.name()+" SET (publish_generated_columns = stored)")
+			}, "table public.balances", doctor.Fail, `column "balance" is generated, and generated columns are not sent`, "# map a column that is stored: clients_id", false, 18,
 		},
 		{
 			"a view", func(t *testing.T, b *bed) {

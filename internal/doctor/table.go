@@ -188,8 +188,7 @@ func (r *report) columns(f *facts, t catalog.Table, check string) {
 		if f.publication != nil {
 			p, ok := f.publication.Table(here[i].Name)
 			listed = ok && p.Columns != nil
-			// Before 18 the catalogs list generated columns that are not sent.
-			published = listed && slices.Contains(p.Columns, c.Name) && (column.Generated == "" || f.server.VersionNum >= 180000)
+			published = listed && slices.Contains(p.Columns, c.Name)
 		}
 		owner := check
 		if here[i].Name != t.Name {
@@ -197,6 +196,8 @@ func (r *report) columns(f *facts, t catalog.Table, check string) {
 		}
 		switch {
 		case published:
+		case column.Generated == "stored" && f.server.VersionNum >= 180000 && f.publication != nil:
+			r.add(owner, Fail, "ALTER PUBLICATION "+quote(f.publication.Name)+" SET (publish_generated_columns = stored);", "%scolumn %q is generated, and publication %q does not send generated columns", place(c.Use), c.Name, f.publication.Name)
 		case column.Generated != "":
 			r.add(owner, Fail, "# map a column that is stored: "+short(stored(here[i])), "%scolumn %q is generated, and generated columns are not sent", place(c.Use), c.Name)
 		case listed:

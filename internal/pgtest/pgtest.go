@@ -8,7 +8,8 @@
 //
 // It is imported by tests only.
 //
-// Start with NewDatabase; Start is for tests that stop or reconfigure a server.
+// Start with NewDatabase; Start is for tests that stop or reconfigure a server,
+// NewProxy for a bad network, NewCopy for standbys and restored backups.
 package pgtest
 
 import (
@@ -44,7 +45,10 @@ func Shared(t testing.TB) *cluster.Cluster {
 	if !shared.started {
 		shared.started = true
 		shared.c, shared.err = cluster.Start(context.Background(), cluster.Options{
-			Settings: map[string]string{"max_replication_slots": "60", "max_wal_senders": "60"},
+			Settings: map[string]string{
+				"max_replication_slots": "60", "max_wal_senders": "60", "max_prepared_transactions": "10",
+				"logical_decoding_work_mem": "64kB", // so that large transactions spill
+			},
 		})
 	}
 	if shared.err != nil {

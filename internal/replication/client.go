@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"strconv"
@@ -42,11 +43,12 @@ type Options struct {
 	Registerer prometheus.Registerer // nil: metrics go nowhere
 
 	Buffers      int           // of 1 MB each, that may be on their way to the consumer; 0: 4
-	PollInterval time.Duration // of the slot's state; 0: 15 s
+	PollInterval time.Duration // of looking at slot and publication; 0: 15 s
 	PlainReads   bool          // never gather: see gather.go
 
-	bufferSize int           // tests only
-	silence    time.Duration // tests only
+	bufferSize  int           // tests only
+	silence     time.Duration // tests only
+	stopTimeout time.Duration // tests only
 }
 
 // Table is one table to publish.
@@ -124,6 +126,8 @@ type State struct {
 	Slot       catalog.Slot // as last polled; zero before that
 	SlotPolled time.Time
 	Reconnects int
+	// Faults say what keeps changes from coming although the connection is up.
+	Faults map[Fault]string
 }
 
 // Client follows one slot. It is long-lived: Run reconnects for ever. All methods
@@ -142,12 +146,17 @@ type Client struct {
 	received, serverLSN      atomic.Uint64
 	lastReceived, lastCommit atomic.Int64 // Unix microseconds
 
-	mu       sync.Mutex // guards what follows
-	state    State
-	want     Position // what the next connection must find
-	sessions int
+	mu         sync.Mutex // guards what follows
+	state      State
+	want       Position // what the next connection must find
+	sessions   int
+	first      *catalog.Publication // as the first session found or made it
+	faults     map[Fault]string
+	endSession context.CancelCauseFunc
 
-	silence time.Duration // of the next session; only Run's goroutine touches it
+	// Only Run's goroutine touches these.
+	silence   time.Duration // of the next session
+	stalledAt wal.LSN       // where it last stalled; 0: it has moved on
 }
 
 // New checks the options and parses the DSN. It does not connect.
@@ -174,6 +183,9 @@ func New(o Options) (*Client, error) {
 	if o.bufferSize == 0 {
 		o.bufferSize = 1 << 20
 	}
+	if o.stopTimeout == 0 {
+		o.stopTimeout = stopTimeout
+	}
 	c := &Client{
 		options: o,
 		config:  config,
@@ -186,6 +198,7 @@ func New(o Options) (*Client, error) {
 		pool:    newPool(max(o.Buffers, 2)+1, o.bufferSize),
 		moved:   make(chan struct{}, 1),
 		want:    o.Resume,
+		faults:  map[Fault]string{},
 		silence: o.silence,
 	}
 	c.durable.Store(uint64(o.Resume.LSN))
@@ -233,6 +246,7 @@ func (c *Client) confirmed() wal.LSN { return wal.LSN(c.durable.Load()) }
 func (c *Client) State() State {
 	c.mu.Lock()
 	s := c.state
+	s.Faults = maps.Clone(c.faults)
 	c.mu.Unlock()
 	s.ServerLSN = wal.LSN(c.serverLSN.Load())
 	s.Received = wal.LSN(c.received.Load())
@@ -308,8 +322,22 @@ func (c *Client) Run(ctx context.Context, out chan<- *Chunk) error {
 	}
 }
 
-// session is one connection, from dialing to its end.
-func (c *Client) session(ctx context.Context, out chan<- *Chunk) error {
+// session is one connection, from dialing to its end, which halt may bring about.
+func (c *Client) session(ctx context.Context, out chan<- *Chunk) (err error) {
+	outer := ctx
+	ctx, end := context.WithCancelCause(ctx)
+	c.mu.Lock()
+	c.endSession = end
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.endSession = nil
+		c.mu.Unlock()
+		if outer.Err() == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		end(nil)
+	}()
 	conn, session, err := c.open(ctx, true)
 	if err != nil {
 		return err
@@ -342,8 +370,8 @@ func (c *Client) session(ctx context.Context, out chan<- *Chunk) error {
 	return s.run(ctx, out)
 }
 
-// doubleSilence gives the next connection more time: a server that is busy inside
-// one huge transaction may be silent for long.
+// doubleSilence gives the next connection more time, until a transaction has come
+// over one: a server that is busy inside a huge one may be silent for long.
 func (c *Client) doubleSilence() {
 	if c.silence == 0 {
 		c.silence = time.Minute
@@ -413,59 +441,6 @@ func (c *Client) failed(e *Error) {
 	c.state.Reconnects++
 	c.mu.Unlock()
 	c.metrics.reconnects.WithLabelValues(string(e.Reason)).Inc()
-}
-
-// poll reads the slot's state from time to time, over a connection of its own.
-func (c *Client) poll(ctx context.Context) {
-	var conn *pgx.Conn
-	defer func() {
-		if conn != nil {
-			closeConn(conn)
-		}
-	}()
-	failing := false
-	ticker := time.NewTicker(c.options.PollInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		err := func() error {
-			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-			defer cancel()
-			if conn == nil {
-				var err error
-				if conn, err = c.connect(ctx, false); err != nil {
-					return err
-				}
-			}
-			slot, found, err := catalog.ReadSlot(ctx, conn, c.options.Slot)
-			if err != nil {
-				closeConn(conn)
-				conn = nil
-				return err
-			}
-			now := time.Now()
-			c.metrics.setSlot(slot, found, now)
-			c.server(slot.Current)
-			c.mu.Lock()
-			c.state.Slot, c.state.SlotPolled = slot, now
-			c.mu.Unlock()
-			return nil
-		}()
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			c.metrics.slotPollFailures.Inc()
-			if !failing {
-				c.log.Warn("read the slot's state", "err", c.target.classify(err).Text)
-			}
-		}
-		failing = err != nil
-	}
 }
 
 // closeConn closes a connection without waiting long.

@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/billhook/billhook/internal/replication/catalog"
+	"github.com/billhook/billhook/internal/wal"
 )
 
 const (
@@ -25,21 +27,16 @@ const (
 // hang on what somebody has set for the role or the database, and no timeout ends
 // a slot's creation.
 func settings() map[string]string {
-	return map[string]string{
-		"DateStyle":           "ISO, MDY",
-		"IntervalStyle":       "postgres",
-		"TimeZone":            "UTC",
-		"extra_float_digits":  "3",
-		"bytea_output":        "hex",
-		"client_encoding":     "UTF8",
-		"lc_monetary":         "C",
-		"search_path":         "pg_catalog", // names in regclass and like values come with their schema
-		"client_min_messages": "warning",    // Postgres 18 tells of a skipped publication by a warning
+	s := catalog.Settings()
+	maps.Copy(s, map[string]string{
+		"client_min_messages": "warning", // Postgres 18 tells of a skipped publication by a warning
 		"statement_timeout":   "0",
 		"lock_timeout":        "0",
+		"jit":                 "off", // it takes a second over a question to the catalogs
 
 		"idle_in_transaction_session_timeout": "0",
-	}
+	})
+	return s
 }
 
 // connect opens a connection for replication commands, or a plain one.
@@ -89,31 +86,26 @@ func (c *Client) open(ctx context.Context, wait bool) (_ *pgx.Conn, _ *Session, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := c.preparePublication(ctx, conn, session, server, want); err != nil {
-		return nil, nil, err
-	}
-	slot, err := c.prepareSlot(ctx, conn, session, server, want)
+	slot, err := c.free(ctx, conn, server, want, wait)
 	if err != nil {
 		return nil, nil, err
 	}
-	for slot.Active {
-		busy := &Error{Class: Wait, Reason: ReasonSlotActive, Text: fmt.Sprintf("replication slot %q is in use by %s; only one Billhook can follow it", c.options.Slot, slot.Holder)}
-		if !wait {
-			return nil, nil, busy
-		}
-		if c.State().Phase != Standby {
-			c.failed(busy)
-			c.log.Warn("standing by", "err", busy.Text)
-		}
-		c.phase(Standby, busy.Text)
-		select {
-		case <-time.After(standbyPoll):
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
-		}
-		if slot, err = c.checkSlot(ctx, conn, server, want); err != nil {
+	if c.State().Phase == Standby {
+		// Whoever had the slot may have been at work for days.
+		c.phase(Connecting, "")
+		if session, server, err = c.identify(ctx, conn, want); err != nil {
 			return nil, nil, err
 		}
+	}
+	publication, err := c.preparePublication(ctx, conn, session, server, want)
+	if err != nil {
+		return nil, nil, err
+	}
+	if slot, err = c.prepareSlot(ctx, conn, session, server, want); err != nil {
+		return nil, nil, err
+	}
+	if slot.Active { // taken a moment ago
+		return nil, nil, c.busy(slot)
 	}
 
 	session.Start = max(slot.ConfirmedFlush, c.confirmed())
@@ -124,14 +116,53 @@ func (c *Client) open(ctx context.Context, wait bool) (_ *pgx.Conn, _ *Session, 
 		SystemID: session.SystemID, Timeline: session.Timeline, Slot: session.Slot,
 		Publication: session.Publication, PublicationOID: session.PublicationOID, LSN: session.Start,
 	}
+	if c.first == nil {
+		c.first = &publication
+	}
 	c.state.Session = session
 	c.state.Slot, c.state.SlotPolled = slot, time.Now()
 	c.mu.Unlock()
 	c.metrics.setSlot(slot, true, time.Now())
+	c.serverLSN.Store(uint64(slot.Current)) // after a fail-over it may be lower than before
 	c.server(slot.Current)
 	// What the slot has confirmed needs no confirming by us, but it is where we are.
 	c.Confirm(session.Start)
 	return conn, session, nil
+}
+
+// free looks at the slot, if it is there. While somebody else uses it, it stands
+// by, or returns that as an error: nothing is altered under another's hands.
+func (c *Client) free(ctx context.Context, conn *pgx.Conn, server catalog.Server, want Position, wait bool) (catalog.Slot, error) {
+	for {
+		slot, found, err := catalog.ReadSlot(ctx, conn, c.options.Slot)
+		if err != nil || !found || !slot.Active {
+			return slot, err // the rest is for prepareSlot to judge
+		}
+		if slot, err = c.checkSlot(ctx, conn, server, want); err != nil {
+			return slot, err
+		}
+		busy := c.busy(slot)
+		switch {
+		case !slot.Active:
+			return slot, nil
+		case !wait:
+			return slot, busy
+		}
+		if c.State().Phase != Standby {
+			c.failed(busy)
+			c.log.Warn("standing by", "err", busy.Text)
+		}
+		c.phase(Standby, busy.Text)
+		select {
+		case <-time.After(standbyPoll):
+		case <-ctx.Done():
+			return slot, ctx.Err()
+		}
+	}
+}
+
+func (c *Client) busy(slot catalog.Slot) *Error {
+	return &Error{Class: Wait, Reason: ReasonSlotActive, Text: fmt.Sprintf("replication slot %q is in use by %s; only one Billhook can follow it", c.options.Slot, slot.Holder)}
 }
 
 // identify makes sure that this is the server that was followed before, and one
@@ -167,7 +198,12 @@ func (c *Client) identify(ctx context.Context, conn *pgx.Conn, want Position) (*
 	if want.SystemID != "" && want.SystemID != system.SystemID {
 		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is another database cluster (system identifier %s) than the journal was filled from (%s); correct source.dsn, or start with a new journal", c.target.address, system.SystemID, want.SystemID)
 	}
-	if want.Timeline != 0 && want.Timeline != timeline {
+	if want.Timeline != 0 && want.Timeline < timeline {
+		if err := c.followed(ctx, conn, want, timeline); err != nil {
+			return nil, server, err
+		}
+	}
+	if want.Timeline > timeline {
 		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore, and the same positions may mean other transactions; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline)
 	}
 	if want.LSN > server.Current {
@@ -178,6 +214,43 @@ func (c *Client) identify(ctx context.Context, conn *pgx.Conn, want Position) (*
 		Slot: c.options.Slot, Publication: c.options.Publication, PID: conn.PgConn().PID(),
 		senderTimeout: server.SenderTimeout,
 	}, server, nil
+}
+
+// followed makes sure that a newer timeline goes on from what the journal holds:
+// that all of the journal was committed before the timelines parted. Then the same
+// positions mean the same transactions, and a slot that was there before (a
+// failover slot, or a copy of one) can go on. Otherwise the journal holds what the
+// database has lost.
+func (c *Client) followed(ctx context.Context, conn *pgx.Conn, want Position, timeline uint32) error {
+	history, err := pglogrepl.TimelineHistory(ctx, conn.PgConn(), int32(timeline))
+	if err != nil {
+		return fmt.Errorf("read the history of timeline %d: %w", timeline, err)
+	}
+	parted, err := partedAt(string(history.Content), want.Timeline)
+	if err != nil {
+		return fmt.Errorf("read the history of timeline %d: %w", timeline, err)
+	}
+	if parted.IsZero() {
+		return fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, which does not come from timeline %d, that the journal was filled on: it is another copy of the database; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline)
+	}
+	if want.LSN > parted {
+		return fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore at %s, and the journal is at %s, so it holds events of transactions that the database has lost in between; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline, parted, want.LSN)
+	}
+	c.log.Info("the server is on a new timeline that goes on from what the journal holds", "timeline", timeline, "before", want.Timeline, "parted", parted.String(), "lsn", want.LSN.String())
+	return nil
+}
+
+// partedAt returns where a timeline ended, by the history of a later one; zero if
+// that does not come from it. A line of it has the timeline, its end and the reason.
+func partedAt(history string, timeline uint32) (wal.LSN, error) {
+	for line := range strings.Lines(history) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != strconv.FormatUint(uint64(timeline), 10) {
+			continue
+		}
+		return wal.ParseLSN(f[1])
+	}
+	return 0, nil
 }
 
 // checkSlot reads the slot and makes sure that it can serve us.
@@ -212,12 +285,13 @@ func (c *Client) checkSlot(ctx context.Context, conn *pgx.Conn, server catalog.S
 	return slot, nil
 }
 
-// doubted lists the published partitioned tables that claim full old rows and do
-// not have them.
+// doubted lists the published partitioned tables that claim full old rows: some
+// leaf may not have them, if not today then the one that is attached next month,
+// which has the default identity unless somebody thinks of it.
 func doubted(tables []catalog.Table, p catalog.Publication) []uint32 {
 	var ids []uint32
 	for _, t := range tables {
-		if p.ViaRoot && t.MixedIdentity() {
+		if p.ViaRoot && t.Kind == 'p' && t.Identity == wal.IdentityFull {
 			ids = append(ids, t.OID)
 		}
 	}

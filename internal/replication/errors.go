@@ -30,6 +30,7 @@ const (
 	ReasonUnreachable        Reason = "unreachable"     // no connection could be made
 	ReasonConnectionLost     Reason = "connection_lost" // it broke
 	ReasonSilence            Reason = "silence"         // the server no longer answered
+	ReasonStalled            Reason = "stalled"         // its WAL grew, but it sent nothing of it
 	ReasonServerStopped      Reason = "server_stopped"  // shutting down, starting up or crashed
 	ReasonTooManyConnections Reason = "too_many_connections"
 	ReasonServerError        Reason = "server_error" // any other error the server reported
@@ -54,7 +55,7 @@ const (
 // reasons are all of them, for metrics to begin at zero.
 func reasons() []Reason {
 	return []Reason{
-		ReasonUnreachable, ReasonConnectionLost, ReasonSilence, ReasonServerStopped, ReasonTooManyConnections,
+		ReasonUnreachable, ReasonConnectionLost, ReasonSilence, ReasonStalled, ReasonServerStopped, ReasonTooManyConnections,
 		ReasonServerError, ReasonProtocol, ReasonSlotActive, ReasonConfiguration, ReasonAuthentication,
 		ReasonDatabaseMissing, ReasonPrivilege, ReasonPooler, ReasonServerUnfit, ReasonSlotMissing, ReasonSlotLost,
 		ReasonSlotUnfit, ReasonPublicationMissing, ReasonTable, ReasonIdentityChanged, ReasonGap, ReasonAhead,
@@ -163,6 +164,11 @@ func (t target) slotMissing() *Error {
 // that is to be decoded. That never heals.
 func (t target) publicationUnseen() *Error {
 	return fatal(ReasonPublicationMissing, "publication %q does not exist at the position the slot has reached: it was dropped, or made after the slot; drop slot %q, start again with publication before slot, with an empty journal folder; what was committed in between makes no events", t.publication, t.slot)
+}
+
+// publicationRemade is for a publication that has another OID than before.
+func (t target) publicationRemade() *Error {
+	return fatal(ReasonPublicationMissing, "publication %q was dropped and made again; what was changed in between cannot be sent to slot %q any more: drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", t.publication, t.slot)
 }
 
 func walLevel(have string) *Error {

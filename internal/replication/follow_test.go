@@ -67,8 +67,14 @@ func follow(t testing.TB, o Options) *follower {
 // start is follow without waiting.
 func start(t testing.TB, o Options) *follower {
 	t.Helper()
+	return launch(t, o, true)
+}
+
+// launch is start with a consumer that may confirm nothing.
+func launch(t testing.TB, o Options, confirm bool) *follower {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &follower{t: t, client: newClient(t, o), cancel: cancel, done: make(chan struct{}), notify: make(chan struct{}, 1), confirm: true}
+	f := &follower{t: t, client: newClient(t, o), cancel: cancel, done: make(chan struct{}), notify: make(chan struct{}, 1), confirm: confirm}
 	out := make(chan *Chunk, 1)
 	consumed := make(chan struct{})
 	go func() {
@@ -131,6 +137,16 @@ func (f *follower) consume(out <-chan *Chunk) {
 				open, inside = nil, true
 			case wal.KindChange:
 				open = append(open, changeText(m.Change))
+			case wal.KindOrigin:
+				open = append(open, "origin "+m.Origin.Name)
+			case wal.KindLogical:
+				if text := fmt.Sprintf("message %s: %s", m.Logical.Prefix, m.Logical.Content); m.Logical.Transactional {
+					open = append(open, text)
+				} else {
+					f.mu.Lock()
+					f.changes = append(f.changes, text)
+					f.mu.Unlock()
+				}
 			case wal.KindTruncate:
 				open = append(open, fmt.Sprintf("truncate %d", len(m.Truncate.Relations)))
 			case wal.KindCommit:
@@ -247,6 +263,15 @@ func dsn(t testing.TB, s string, change func(u *url.URL)) string {
 	}
 	change(u)
 	return u.String()
+}
+
+// resume is where a journal that holds all that was confirmed would stand.
+func (f *follower) resume() Position {
+	s := f.session()
+	return Position{
+		SystemID: s.SystemID, Timeline: s.Timeline, Slot: s.Slot, Publication: s.Publication,
+		PublicationOID: s.PublicationOID, LSN: f.client.confirmed(),
+	}
 }
 
 func (f *follower) session() *Session { return f.client.State().Session }

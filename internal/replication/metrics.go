@@ -22,6 +22,7 @@ type metrics struct {
 	lastReceived  prometheus.Gauge
 	lastCommit    prometheus.Gauge
 	clockSkew     prometheus.Gauge
+	faults        *prometheus.GaugeVec
 
 	slotRetained     prometheus.Gauge
 	slotSafe         prometheus.Gauge
@@ -71,7 +72,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		slotSpillBytes:   gauge("slot_spill_bytes", "Bytes of large transactions the server has spilled to disk, since its statistics were reset."),
 		slotSpillTxns:    gauge("slot_spill_transactions", "Transactions the server has spilled to disk, since its statistics were reset."),
 		slotPolled:       gauge("slot_polled_timestamp_seconds", "When the slot's state was last read."),
-		slotPollFailures: counter("slot_poll_failures_total", "Times the slot's state could not be read."),
+		slotPollFailures: counter("slot_poll_failures_total", "Times the state of slot and publication could not be read."),
 
 		phase: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "billhook", Subsystem: "replication", Name: "phase",
@@ -81,17 +82,24 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Namespace: "billhook", Subsystem: "replication", Name: "reconnects_total",
 			Help: "Connections that failed or ended, by cause.",
 		}, []string{"reason"}),
+		faults: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "billhook", Subsystem: "replication", Name: "fault",
+			Help: "1 while something keeps changes from coming, or soon will, although the connection is up.",
+		}, []string{"fault"}),
 		slotStatus: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "billhook", Subsystem: "replication", Name: "slot_wal_status",
 			Help: "1 for the slot's wal_status.",
 		}, []string{"wal_status"}),
 	}
-	r.MustRegister(m.phase, m.reconnects, m.slotStatus)
+	r.MustRegister(m.phase, m.reconnects, m.faults, m.slotStatus)
 	for _, p := range phases() {
 		m.phase.WithLabelValues(p.String())
 	}
 	for _, reason := range reasons() {
 		m.reconnects.WithLabelValues(string(reason))
+	}
+	for _, f := range faults() {
+		m.faults.WithLabelValues(string(f))
 	}
 	for _, s := range walStatuses() {
 		m.slotStatus.WithLabelValues(s)

@@ -21,47 +21,47 @@ const lockTimeout = 2 * time.Second
 
 // preparePublication makes sure that the publication is there, is the one of
 // before, and holds the mapped tables. On a first attach it may make or extend it.
-func (c *Client) preparePublication(ctx context.Context, conn *pgx.Conn, session *Session, server catalog.Server, want Position) error {
+func (c *Client) preparePublication(ctx context.Context, conn *pgx.Conn, session *Session, server catalog.Server, want Position) (catalog.Publication, error) {
 	check, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	publication, found, err := catalog.ReadPublication(check, conn, c.options.Publication)
 	if err != nil {
-		return err
+		return publication, err
 	}
 	_, slotFound, err := catalog.ReadSlot(check, conn, c.options.Slot)
 	if err != nil {
-		return err
+		return publication, err
 	}
 	tables, missing, err := catalog.ReadTables(check, conn, names(c.options.Tables))
 	if err != nil {
-		return err
+		return publication, err
 	}
 	if !want.IsZero() {
 		switch {
 		case !found:
-			return fatal(ReasonPublicationMissing, "publication %q is gone; what was changed since cannot be sent to slot %q any more: make the publication again, then drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", c.options.Publication, c.options.Slot)
+			return publication, fatal(ReasonPublicationMissing, "publication %q is gone; what was changed since cannot be sent to slot %q any more: make the publication again, then drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", c.options.Publication, c.options.Slot)
 		case want.PublicationOID != 0 && want.PublicationOID != publication.OID:
-			return fatal(ReasonPublicationMissing, "publication %q was dropped and made again; what was changed in between cannot be sent to slot %q any more: drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", c.options.Publication, c.options.Slot)
+			return publication, c.target.publicationRemade()
 		}
 	}
 	first := c.State().Session == nil
 	if len(missing) > 0 && first {
-		return fatal(ReasonTable, "not in database %q, or not to be seen by role %q: %s; correct the mapping, or GRANT USAGE on the schema", server.Database, server.Role, joinNames(missing))
+		return publication, fatal(ReasonTable, "not in database %q, or not to be seen by role %q: %s; correct the mapping, or GRANT USAGE on the schema", server.Database, server.Role, joinNames(missing))
 	}
 
 	switch {
 	case !found && slotFound:
-		return fatal(ReasonPublicationMissing, "slot %q exists but publication %q does not, and a slot cannot use a publication that is younger than its position; drop the slot (SELECT pg_drop_replication_slot('%s')) and start again, so that the publication is made first", c.options.Slot, c.options.Publication, c.options.Slot)
+		return publication, fatal(ReasonPublicationMissing, "slot %q exists but publication %q does not, and a slot cannot use a publication that is younger than its position; drop the slot (SELECT pg_drop_replication_slot('%s')) and start again, so that the publication is made first", c.options.Slot, c.options.Publication, c.options.Slot)
 	case !found:
 		sql, notes, err := PublicationSQL(c.options.Publication, tables, c.options.Tables, server.VersionNum)
 		if err != nil {
-			return err
+			return publication, err
 		}
 		if !c.options.Create {
-			return fatal(ReasonPublicationMissing, "publication %q does not exist; let its owner run: %s", c.options.Publication, sql)
+			return publication, fatal(ReasonPublicationMissing, "publication %q does not exist; let its owner run: %s", c.options.Publication, sql)
 		}
 		if err := c.ddl(check, conn, sql, server.Role); err != nil {
-			return err
+			return publication, err
 		}
 		for _, n := range notes {
 			c.log.Warn("publication created without a column list", "publication", c.options.Publication, "why", n)
@@ -69,18 +69,33 @@ func (c *Client) preparePublication(ctx context.Context, conn *pgx.Conn, session
 		c.log.Info("publication created", "publication", c.options.Publication, "tables", joinNames(names(c.options.Tables)))
 	case len(c.options.Tables) > 0 && first:
 		if err := c.extendPublication(check, conn, server, publication, tables, want); err != nil {
-			return err
+			return publication, err
 		}
 	}
 	if publication, found, err = catalog.ReadPublication(check, conn, c.options.Publication); err != nil {
-		return err
+		return publication, err
 	}
 	if !found {
-		return fatal(ReasonPublicationMissing, "publication %q was dropped a moment ago", c.options.Publication)
+		return publication, fatal(ReasonPublicationMissing, "publication %q was dropped a moment ago", c.options.Publication)
+	}
+	if first {
+		c.warn(publication)
 	}
 	session.PublicationOID = publication.OID
 	session.Doubted = doubted(tables, publication)
-	return nil
+	return publication, nil
+}
+
+// warn tells of what a publication leaves out by the will of whoever made it.
+func (c *Client) warn(p catalog.Publication) {
+	if omits := p.Omits(); omits != "" {
+		c.log.Warn("the publication does not send all operations: events will be missing", "publication", p.Name, "omits", omits)
+	}
+	for _, n := range names(c.options.Tables) {
+		if t, ok := p.Table(n); ok && t.RowFilter != "" {
+			c.log.Warn("the publication filters rows: an update across the filter arrives as an insert or a delete", "publication", p.Name, "table", n.String(), "filter", t.RowFilter)
+		}
+	}
 }
 
 // extendPublication adds mapped tables that an existing publication lacks.

@@ -67,6 +67,7 @@ func attachError(t *testing.T, o Options) error {
 }
 
 func TestAttachRefusals(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable, "ALTER TABLE a ADD secret text", "CREATE TABLE nokey (id int)", "CREATE TABLE nothing (id int PRIMARY KEY)",
 		"ALTER TABLE nothing REPLICA IDENTITY NOTHING", "CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY)", "CREATE VIEW v AS SELECT * FROM a",
 		"CREATE TABLE parted (id int PRIMARY KEY) PARTITION BY HASH (id)", "CREATE TABLE leaf PARTITION OF parted FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
@@ -195,6 +196,7 @@ func TestNewRefuses(t *testing.T) {
 
 // TestSlotRefusals has a slot or publication that was fine once.
 func TestSlotRefusals(t *testing.T) {
+	t.Parallel()
 	attached := func(t *testing.T) (*pgtest.Database, Options) {
 		db := pgtest.NewDatabase(t, oneTable)
 		o := options(t, db, "a")
@@ -334,6 +336,7 @@ func TestSlotCreationWaits(t *testing.T) {
 // TestColumnLists: what is left out never comes, the identity always does, and a
 // table with FULL goes whole rather than break the application.
 func TestColumnLists(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, "CREATE TABLE d (id int PRIMARY KEY, v text, secret text)", "CREATE TABLE f (id int PRIMARY KEY, v text, secret text)",
 		"ALTER TABLE f REPLICA IDENTITY FULL", "CREATE TABLE later (id int PRIMARY KEY, secret text)",
 		`CREATE TABLE parted (id int, r int, v text, secret text, PRIMARY KEY (id, r)) PARTITION BY LIST (r)`, "CREATE TABLE p1 PARTITION OF parted FOR VALUES IN (1)")
@@ -363,6 +366,7 @@ func TestColumnLists(t *testing.T) {
 
 // TestPartitionDoubt: the root says FULL, a leaf does not.
 func TestPartitionDoubt(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `CREATE TABLE p (id int, r int, v text, PRIMARY KEY (id, r)) PARTITION BY LIST (r)`,
 		"CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)", "CREATE TABLE p2 PARTITION OF p FOR VALUES IN (2)",
 		"ALTER TABLE p REPLICA IDENTITY FULL", "ALTER TABLE p2 REPLICA IDENTITY FULL")
@@ -373,6 +377,7 @@ func TestPartitionDoubt(t *testing.T) {
 
 // TestLockTimeout: setting up does not queue for a lock for long.
 func TestLockTimeout(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	conn := db.Connect(t)
 	if _, err := conn.Exec(t.Context(), "BEGIN; LOCK TABLE a IN SHARE UPDATE EXCLUSIVE MODE"); err != nil {
@@ -384,6 +389,7 @@ func TestLockTimeout(t *testing.T) {
 // TestLeastPrivilege: with publication and slot made by somebody else, REPLICATION
 // alone is enough.
 func TestLeastPrivilege(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable, "CREATE PUBLICATION p FOR TABLE a")
 	_, role := db.Role(t, "REPLICATION")
 	o := options(t, db, "a")
@@ -397,6 +403,7 @@ func TestLeastPrivilege(t *testing.T) {
 }
 
 func TestDetach(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	f := follow(t, options(t, db, "a"))
 	_, err := f.client.Detach(t.Context())

@@ -55,6 +55,8 @@ type stream struct {
 	lastEnd    wal.LSN // end of the last whole transaction seen
 	walEnd     wal.LSN // of the last keepalive seen
 	passedEnd  wal.LSN // lastEnd, of what the consumer has taken
+	movedAt    time.Time
+	goal       wal.LSN // the server's position when it was first seen ahead since movedAt; 0: it is not
 	status     []byte
 	unhook     func() // ends the context's hold on the read deadline
 }
@@ -214,9 +216,13 @@ func (s *stream) tick() error {
 		s.client.doubleSilence()
 		return transient(ReasonSilence, "Postgres at %s has not answered for %s; the connection is given up", s.client.target.address, silent.Round(time.Second))
 	}
+	if err := s.stalled(now); err != nil {
+		return err
+	}
 	since := now.Sub(s.lastStatus)
 	if since >= s.interval || since >= confirmInterval && s.client.confirmed() != s.sent {
-		return s.sendStatus(silent >= s.interval)
+		// An answer shows that the server is there, and where it is.
+		return s.sendStatus(silent >= s.interval || s.goal != 0)
 	}
 	return nil
 }
@@ -246,7 +252,7 @@ func (s *stream) write(b []byte) error {
 // and looks into those as far as it needs for itself.
 func (s *stream) scan() error {
 	b := s.buf.b[:s.used]
-	at := s.seen
+	at, came := s.seen, false
 	for len(b)-at >= 5 {
 		size := 1 + int(binary.BigEndian.Uint32(b[at+1:]))
 		if size < 5 || size > longestMessage {
@@ -271,6 +277,7 @@ func (s *stream) scan() error {
 		}
 		switch m[0] {
 		case 'w':
+			came = true
 			if len(m) > 25 {
 				s.sendTime = int64(binary.BigEndian.Uint64(m[17:]))
 				switch {
@@ -282,13 +289,20 @@ func (s *stream) scan() error {
 				}
 			}
 		case 'k':
-			s.walEnd = wal.LSN(binary.BigEndian.Uint64(m[1:]))
+			if end := wal.LSN(binary.BigEndian.Uint64(m[1:])); end != s.walEnd {
+				s.walEnd = end
+				came = true
+			}
 			s.sendTime = int64(binary.BigEndian.Uint64(m[9:]))
 			s.replyAsked = s.replyAsked || m[17] == 1
 		}
 	}
 	s.seen = at
+	if came {
+		s.moved()
+	}
 	s.client.progress(s)
+	s.recovered()
 	return nil
 }
 
@@ -427,12 +441,13 @@ func (s *stream) nextBuffer(ctx context.Context) (*buffer, error) {
 func (s *stream) waitWhile(ctx context.Context, try func(timer <-chan time.Time) bool) error {
 	timer := time.NewTimer(confirmInterval)
 	defer timer.Stop()
-	defer func() { s.lastRead = time.Now() }()
+	defer func() { s.lastRead = time.Now(); s.moved() }()
 	for !try(timer.C) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		s.lastRead = time.Now()
+		s.moved()
 		if s.started {
 			if err := s.tick(); err != nil {
 				return err
@@ -448,8 +463,8 @@ func (s *stream) waitWhile(ctx context.Context, try func(timer <-chan time.Time)
 // nil, since the caller wanted the end.
 func (s *stream) finish() error {
 	s.unhook()
-	end := time.Now().Add(stopTimeout)
-	timer := time.NewTimer(stopTimeout)
+	end := time.Now().Add(s.client.options.stopTimeout)
+	timer := time.NewTimer(s.client.options.stopTimeout)
 	defer timer.Stop()
 wait:
 	for s.client.confirmed() < s.passedEnd {

@@ -43,6 +43,7 @@ func TestStatusBytes(t *testing.T) {
 }
 
 func TestStreamIdentities(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `
 		CREATE TABLE d (id int PRIMARY KEY, v text, big text);
 		CREATE TABLE f (id int PRIMARY KEY, v text, big text);
@@ -121,6 +122,7 @@ func TestStreamTransactions(t *testing.T) {
 // TestStreamResumes stops and starts with the position of a journal: nothing
 // comes twice and nothing is missed.
 func TestStreamResumes(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	o := options(t, db, "a")
 	f := follow(t, o)
@@ -203,6 +205,7 @@ func TestStreamBlockedConsumer(t *testing.T) {
 // TestStreamLongMessage has one message longer than a buffer, and longer than all
 // of them.
 func TestStreamLongMessage(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	o := options(t, db, "a")
 	o.bufferSize = 8 << 10
@@ -261,36 +264,37 @@ func TestStreamSilence(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, map[string]string{"wal_sender_timeout": "3s"})
 	db := pgtest.NewDatabaseOn(t, c, oneTable)
-	p := newProxy(t, c.Port())
+	p := pgtest.NewProxy(t, c.Port())
 	o := options(t, db, "a")
-	o.DSN = dsn(t, db.DSN, func(u *url.URL) { u.Host = p.address })
+	o.DSN = dsn(t, db.DSN, func(u *url.URL) { u.Host = p.Address })
 	o.silence = 3 * time.Second
 	f := follow(t, o)
 	db.Exec(t, "INSERT INTO a VALUES (1)")
 	f.expect("insert a (id=1 v null)")
-	p.hole()
+	p.Hole()
 	db.Exec(t, "INSERT INTO a VALUES (2)")
 	f.wait("the connection to be given up", func() bool { return f.client.State().Reconnects > 0 })
 	if e, ok := errors.AsType[*Error](f.client.State().Err); !ok || e.Reason != ReasonSilence {
 		t.Errorf("error %v", f.client.State().Err)
 	}
-	p.heal()
+	p.Heal()
 	f.expect("insert a (id=1 v null)", "insert a (id=2 v null)")
 }
 
 // TestStreamCut cuts the connection after every few bytes of one transaction: it
 // arrives whole, once or more, never in part.
 func TestStreamCut(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
-	p := newProxy(t, db.Cluster.Port())
+	p := pgtest.NewProxy(t, db.Cluster.Port())
 	o := options(t, db, "a")
-	o.DSN = dsn(t, db.DSN, func(u *url.URL) { u.Host = p.address })
+	o.DSN = dsn(t, db.DSN, func(u *url.URL) { u.Host = p.Address })
 	f := follow(t, o)
 	db.Exec(t, "INSERT INTO a SELECT g, 'x' FROM generate_series(1, 20) g")
 	f.wait("20 rows", func() bool { return len(f.got()) >= 20 })
 	for range 5 {
 		before := f.client.State().Reconnects
-		p.cut()
+		p.Cut()
 		f.wait("a reconnect", func() bool { return f.client.State().Reconnects > before })
 		f.waitPhase(Streaming)
 		db.Exec(t, "UPDATE a SET v = v || 'x'")
@@ -303,6 +307,7 @@ func TestStreamCut(t *testing.T) {
 
 // TestStreamStandby: the second client waits, names the first, and takes over.
 func TestStreamStandby(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	f := follow(t, options(t, db, "a"))
 	g := start(t, options(t, db, "a"))
@@ -327,6 +332,7 @@ func TestStreamStandby(t *testing.T) {
 // TestStreamSettings: what somebody has set for the database must not change the
 // text of values.
 func TestStreamSettings(t *testing.T) {
+	t.Parallel()
 	db := pgtest.NewDatabase(t, `CREATE TABLE a (id int PRIMARY KEY, ts timestamptz, iv interval, b bytea, f float8, m money, c regclass)`)
 	for _, s := range []string{"datestyle = 'German'", "timezone = 'Asia/Tokyo'", "intervalstyle = 'sql_standard'", "bytea_output = 'escape'", "extra_float_digits = 0", "search_path = public", "statement_timeout = 100"} {
 		db.Exec(t, "ALTER DATABASE "+db.Name+" SET "+s)

@@ -101,7 +101,7 @@ type Decoder struct {
 
 // Doubt names relations whose full old rows cannot be trusted: partitioned
 // tables published through a root whose replica identity is FULL while some leaf
-// has another. The stream claims a full old row for them, with NULL for what the
+// has another, or may get another while the stream runs. The stream claims a full old row for them, with NULL for what the
 // leaf did not log. The Decoder gives such a row as OldKey, with the NULLs as
 // Unknown. The relations of earlier calls are replaced.
 func (d *Decoder) Doubt(ids ...uint32) {

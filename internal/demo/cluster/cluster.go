@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -205,7 +206,7 @@ func (c *Cluster) append(path, text string) error {
 // one when somebody took the port in between.
 func (c *Cluster) startOnFreePort(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
-		port, err := freePort()
+		port, err := FreePort()
 		if err != nil {
 			return err
 		}
@@ -378,8 +379,28 @@ func (c *Cluster) runAs(cmd *exec.Cmd) {
 	}
 }
 
-// Program returns the path of one of the server's programs.
-func (c *Cluster) Program(name string) string { return filepath.Join(c.bin, name) }
+// Program returns the path of one of the server's programs. A client that is not
+// beside the server, such as psql, is looked for where Find looks: a newer or
+// older one does.
+func (c *Cluster) Program(name string) string {
+	own := filepath.Join(c.bin, name)
+	if _, err := os.Stat(own); err == nil {
+		return own
+	}
+	found, _ := installed()
+	slices.Reverse(found) // the newest first
+	for _, dir := range found {
+		if other := filepath.Join(dir, name); isFile(other) {
+			return other
+		}
+	}
+	return own
+}
+
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}
 
 // URL returns a connection URL for a role, such as
 // postgres://billhook:secret@127.0.0.1:40123/billing?sslmode=disable.
@@ -417,11 +438,19 @@ func (c *Cluster) LogTail(n int) string {
 func (c *Cluster) data() string    { return filepath.Join(c.dir, "data") }
 func (c *Cluster) logPath() string { return filepath.Join(c.dir, "server.log") }
 
-func freePort() (int, error) {
+// FreePort returns a port on 127.0.0.1 that nobody listens on. It is below those
+// that systems give to outgoing connections, so that it is free still when a server
+// is stopped and started again.
+func FreePort() (int, error) {
+	for range 50 {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(15000+mathrand.IntN(17000))))
+		if err == nil {
+			return l.Addr().(*net.TCPAddr).Port, l.Close()
+		}
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	return port, l.Close()
+	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }

@@ -28,20 +28,13 @@ func Find() (bin string, version int, err error) {
 			return bin, v, nil
 		}
 	}
-	for _, pattern := range []string{
-		"/usr/lib/postgresql/*/bin", // Debian, Ubuntu
-		"/usr/pgsql-*/bin",          // Red Hat
-		"/opt/homebrew/opt/postgresql@*/bin",
-		"/usr/local/opt/postgresql@*/bin",
-	} {
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return "", 0, fmt.Errorf("look for servers in %s: %w", pattern, err)
-		}
-		for _, dir := range found {
-			if v, err := serverVersion(dir); err == nil && v > version {
-				bin, version = dir, v
-			}
+	dirs, err := installed()
+	if err != nil {
+		return "", 0, err
+	}
+	for _, dir := range dirs {
+		if v, err := serverVersion(dir); err == nil && v > version {
+			bin, version = dir, v
 		}
 	}
 	if bin != "" {
@@ -56,6 +49,24 @@ func Find() (bin string, version int, err error) {
 		}
 	}
 	return "", 0, fmt.Errorf("%w on this machine: install one (Debian, Ubuntu: apt-get install postgresql), or set BILLHOOK_PG_BIN to the folder that holds postgres and initdb", ErrNotFound)
+}
+
+// installed returns the folders in which packages put Postgres' programs, older
+// versions first within each kind of package.
+func installed() (dirs []string, err error) {
+	for _, pattern := range []string{
+		"/usr/lib/postgresql/*/bin", // Debian, Ubuntu
+		"/usr/pgsql-*/bin",          // Red Hat
+		"/opt/homebrew/opt/postgresql@*/bin",
+		"/usr/local/opt/postgresql@*/bin",
+	} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, fmt.Errorf("look for servers in %s: %w", pattern, err)
+		}
+		dirs = append(dirs, found...)
+	}
+	return dirs, nil
 }
 
 // serverVersion returns the major version of the server in dir, or an error when

@@ -29,6 +29,22 @@ type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
+// Settings are those of a session that decide how values are written as text. All
+// sessions that read rows or stream them set these, so that what one has remembered
+// can be compared with what another brings, whatever role and database have set.
+func Settings() map[string]string {
+	return map[string]string{
+		"DateStyle":          "ISO, MDY",
+		"IntervalStyle":      "postgres",
+		"TimeZone":           "UTC",
+		"extra_float_digits": "3",
+		"bytea_output":       "hex",
+		"client_encoding":    "UTF8",
+		"lc_monetary":        "C",
+		"search_path":        "pg_catalog", // names in regclass and like values come with their schema
+	}
+}
+
 // Server is the server and the role that is connected to it.
 type Server struct {
 	VersionNum int // server_version_num, such as 150018

@@ -305,7 +305,7 @@ type Publication struct {
 type PublishedTable struct {
 	Name
 	OID       uint32
-	Columns   []string // as published, all of them without a column list; nil before 15
+	Columns   []string // that are sent, all of them without a column list; nil before 15
 	RowFilter string   // turns updates into inserts and deletes
 }
 
@@ -347,10 +347,13 @@ func ReadPublication(ctx context.Context, q Querier, name string) (p Publication
 	if err != nil {
 		return Publication{}, false, err
 	}
-	// Columns and filters came with 15: by way of JSON one statement fits all.
+	// Columns and filters came with 15: by way of JSON one statement fits all. Before
+	// 18 the view lists generated columns, which are not sent.
 	rows, err := q.Query(ctx, `
 		SELECT t.schemaname::text, t.tablename::text, coalesce(c.oid, 0::oid),
-			(SELECT array_agg(v.value) FROM jsonb_array_elements_text(CASE jsonb_typeof(to_jsonb(t)->'attnames') WHEN 'array' THEN to_jsonb(t)->'attnames' ELSE '[]' END) v),
+			(SELECT array_agg(v.value) FROM jsonb_array_elements_text(CASE jsonb_typeof(to_jsonb(t)->'attnames') WHEN 'array' THEN to_jsonb(t)->'attnames' ELSE '[]' END) v
+				WHERE current_setting('server_version_num')::int >= 180000 OR NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+					WHERE a.attrelid = c.oid AND a.attname = v.value AND a.attgenerated <> '')),
 			coalesce(to_jsonb(t)->>'rowfilter', '')
 		FROM pg_catalog.pg_publication_tables t
 		LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname

@@ -14,6 +14,7 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -38,13 +39,10 @@ func Open(ctx context.Context, dsn string) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse source.dsn: %w", err)
 	}
-	for name, value := range map[string]string{
-		"DateStyle": "ISO", "IntervalStyle": "postgres", "TimeZone": "UTC", "extra_float_digits": "3",
-		"bytea_output": "hex", "client_encoding": "UTF8", "application_name": "billhook fill",
-		"default_transaction_read_only": "off",
-	} {
-		config.RuntimeParams[name] = value
-	}
+	maps.Copy(config.RuntimeParams, catalog.Settings())
+	config.RuntimeParams["application_name"] = "billhook fill"
+	config.RuntimeParams["default_transaction_read_only"] = "off"
+	config.RuntimeParams["jit"] = "off" // compiling costs more than a chunk
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect to read tables: %w", err)
