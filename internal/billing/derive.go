@@ -55,9 +55,9 @@ type Deriver struct {
 
 	tx      transaction
 	keyBuf  []byte
-	ordinal uint32 // of the last event of the transaction
-	base    uint32 // is added to it
-	origin  string // of the transaction's events
+	ordinal uint32           // of the last event of the transaction
+	base    uint32           // is added to it
+	origin  string           // of the transaction's events
 	groups  map[string][]int // custom field rows of the open transaction by client; nil until asked for
 	filling bool
 	rec     record

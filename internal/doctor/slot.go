@@ -50,7 +50,7 @@ func (r *report) slot(f *facts) {
 		r.add(checkSlot, Fail, another, "%q is a temporary slot of %s", s.Name, s.Holder)
 		return
 	case s.Lost():
-		r.add(checkSlot, Fail, drop+"\n-- then start with an empty journal folder; what was committed since makes no events", "%q is lost: the server has removed WAL that it needs (%s)", s.Name, orElse(strings.ReplaceAll(s.InvalidationReason, "_", " "), "max_slot_wal_keep_size was exceeded"))
+		r.add(checkSlot, Fail, drop+"\n-- if billhook has followed it, rather run billhook reconcile: it finds what was missed and makes the slot anew", "%q is lost: the server has removed WAL that it needs (%s)", s.Name, orElse(strings.ReplaceAll(s.InvalidationReason, "_", " "), "max_slot_wal_keep_size was exceeded"))
 		return
 	case s.ConfirmedFlush.IsZero() && !s.Active:
 		r.add(checkSlot, Fail, drop, "%q was never finished by whoever made it", s.Name)

@@ -231,10 +231,10 @@ func (c *Client) followed(ctx context.Context, conn *pgx.Conn, want Position, ti
 		return fmt.Errorf("read the history of timeline %d: %w", timeline, err)
 	}
 	if parted.IsZero() {
-		return fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, which does not come from timeline %d, that the journal was filled on: it is another copy of the database; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline)
+		return fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, which does not come from timeline %d, that the journal was filled on: it is another copy of the database; `billhook reconcile` finds what was missed and goes on from here", c.target.address, timeline, want.Timeline)
 	}
 	if want.LSN > parted {
-		return fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore at %s, and the journal is at %s, so it holds events of transactions that the database has lost in between; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline, parted, want.LSN)
+		return fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore at %s, and the journal is at %s, so it holds events of transactions that the database has lost in between; `billhook reconcile` finds what was missed and goes on from here", c.target.address, timeline, want.Timeline, parted, want.LSN)
 	}
 	c.log.Info("the server is on a new timeline that goes on from what the journal holds", "timeline", timeline, "before", want.Timeline, "parted", parted.String(), "lsn", want.LSN.String())
 	return nil
@@ -276,11 +276,11 @@ func (c *Client) checkSlot(ctx context.Context, conn *pgx.Conn, server catalog.S
 		if why == "" {
 			why = "it fell too far behind: max_slot_wal_keep_size"
 		}
-		return slot, fatal(ReasonSlotLost, "replication slot %q is lost, the server has removed WAL that it needs (%s); drop it, start again with a new one, with an empty journal folder; what was committed in between makes no events", slot.Name, why)
+		return slot, fatal(ReasonSlotLost, "replication slot %q is lost, the server has removed WAL that it needs (%s); `billhook reconcile` finds what was missed and makes a new one", slot.Name, why)
 	case slot.ConfirmedFlush.IsZero() && !slot.Active:
 		return slot, fatal(ReasonSlotUnfit, "replication slot %q was never finished by whoever made it; drop it: SELECT pg_drop_replication_slot('%s')", slot.Name, slot.Name)
 	case !want.LSN.IsZero() && slot.ConfirmedFlush > max(want.LSN, c.confirmed()):
-		return slot, fatal(ReasonGap, "transactions are missing: the journal ends at %s, but slot %q has moved on to %s, so what was committed between the two will not be sent; if somebody advanced the slot or the journal is an old copy, start again with an empty journal folder to go on from here; what was committed in between makes no events", max(want.LSN, c.confirmed()), slot.Name, slot.ConfirmedFlush)
+		return slot, fatal(ReasonGap, "transactions are missing: the journal ends at %s, but slot %q has moved on to %s, so what was committed between the two will not be sent; if somebody advanced the slot or the journal is an old copy, `billhook reconcile` finds what was missed and goes on from here", max(want.LSN, c.confirmed()), slot.Name, slot.ConfirmedFlush)
 	}
 	return slot, nil
 }

@@ -143,7 +143,7 @@ func (t target) classifyState(pe *pgconn.PgError) *Error {
 		if strings.Contains(pe.Message, "wal_level") {
 			return walLevel(server)
 		}
-		return fatal(ReasonSlotLost, "replication slot %q cannot be read any more: %s; drop it, start again with a new one, with an empty journal folder; what was committed in between makes no events", t.slot, server)
+		return fatal(ReasonSlotLost, "replication slot %q cannot be read any more: %s; `billhook reconcile` finds what was missed and makes a new one", t.slot, server)
 	case "53400": // configuration_limit_exceeded
 		return fatal(ReasonServerUnfit, "%s; raise max_replication_slots (needs a restart) or drop a slot that nobody uses", server)
 	case "53300":
@@ -157,18 +157,18 @@ func (t target) classifyState(pe *pgconn.PgError) *Error {
 }
 
 func (t target) slotMissing() *Error {
-	return fatal(ReasonSlotMissing, "replication slot %q does not exist; changes since it went are not in the WAL that a new one would send: make a new one, with an empty journal folder; what was committed in between makes no events", t.slot)
+	return fatal(ReasonSlotMissing, "replication slot %q does not exist; changes since it went are not in the WAL that a new one would send: `billhook reconcile` finds what was missed and makes a new one", t.slot)
 }
 
 // publicationUnseen is for a publication that did not exist at the WAL position
 // that is to be decoded. That never heals.
 func (t target) publicationUnseen() *Error {
-	return fatal(ReasonPublicationMissing, "publication %q does not exist at the position the slot has reached: it was dropped, or made after the slot; drop slot %q, start again with publication before slot, with an empty journal folder; what was committed in between makes no events", t.publication, t.slot)
+	return fatal(ReasonPublicationMissing, "publication %q does not exist at the position the slot has reached: it was dropped, or made after the slot; slot %q cannot go on; `billhook reconcile` finds what was missed and makes a new one", t.publication, t.slot)
 }
 
 // publicationRemade is for a publication that has another OID than before.
 func (t target) publicationRemade() *Error {
-	return fatal(ReasonPublicationMissing, "publication %q was dropped and made again; what was changed in between cannot be sent to slot %q any more: drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", t.publication, t.slot)
+	return fatal(ReasonPublicationMissing, "publication %q was dropped and made again; what was changed in between cannot be sent to slot %q any more: `billhook reconcile` finds what was missed and makes a new slot", t.publication, t.slot)
 }
 
 func walLevel(have string) *Error {

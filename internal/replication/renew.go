@@ -40,21 +40,22 @@ func (c *Client) Renewable(ctx context.Context) (why string, err error) {
 
 func (c *Client) renewable(ctx context.Context, conn *pgx.Conn) (*Session, catalog.Server, string, error) {
 	want := c.options.Resume
-	// A fail-over is one reason to renew: a later timeline of the same cluster is.
-	same := want
-	same.Timeline, same.LSN = 0, 0
-	session, server, err := c.identify(ctx, conn, same)
+	session, server, err := c.identify(ctx, conn, want)
 	if err != nil {
-		return nil, server, "", c.target.classify(err)
-	}
-	if session.Timeline < want.Timeline {
-		return nil, server, "", fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, the journal on the later %d: the journal is not of this server's past; correct source.dsn, or start with a new journal", c.target.address, session.Timeline, want.Timeline)
-	}
-	if session.Timeline == want.Timeline && want.LSN > server.Current {
-		return nil, server, "", fatal(ReasonAhead, "the journal is at %s, but the server at %s only at %s: the journal is not of this server's past; start with a new journal", want.LSN, c.target.address, server.Current)
-	}
-	if session.Timeline != want.Timeline {
-		return session, server, fmt.Sprintf("the server is on timeline %d, the journal was filled on %d: there was a fail-over or a restore", session.Timeline, want.Timeline), nil
+		e := c.target.classify(err)
+		if e.Reason != ReasonIdentityChanged {
+			return nil, server, "", e
+		}
+		// Of the same cluster on a later timeline the tables can tell what was missed.
+		same := want
+		same.Timeline, same.LSN = 0, 0
+		if session, server, err = c.identify(ctx, conn, same); err != nil {
+			return nil, server, "", c.target.classify(err)
+		}
+		if session.Timeline <= want.Timeline {
+			return nil, server, "", e
+		}
+		return session, server, e.Text, nil
 	}
 	publication, found, err := catalog.ReadPublication(ctx, conn, c.options.Publication)
 	if err != nil {
@@ -93,7 +94,7 @@ func (c *Client) Renew(ctx context.Context) (_ *Renewed, err error) {
 	}
 	want := c.options.Resume
 	want.PublicationOID = 0 // it may have been made anew as well: the new slot does not mind
-	if err := c.preparePublication(ctx, conn, session, server, want); err != nil {
+	if _, err := c.preparePublication(ctx, conn, session, server, want); err != nil {
 		return nil, c.target.classify(err)
 	}
 	slot, found, err := catalog.ReadSlot(ctx, conn, c.options.Slot)

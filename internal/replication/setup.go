@@ -39,7 +39,7 @@ func (c *Client) preparePublication(ctx context.Context, conn *pgx.Conn, session
 	if !want.IsZero() {
 		switch {
 		case !found:
-			return publication, fatal(ReasonPublicationMissing, "publication %q is gone; what was changed since cannot be sent to slot %q any more: make the publication again, then drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", c.options.Publication, c.options.Slot)
+			return publication, fatal(ReasonPublicationMissing, "publication %q is gone; what was changed since cannot be sent to slot %q any more: make the publication again, then `billhook reconcile` finds what was missed and makes a new slot", c.options.Publication, c.options.Slot)
 		case want.PublicationOID != 0 && want.PublicationOID != publication.OID:
 			return publication, c.target.publicationRemade()
 		}

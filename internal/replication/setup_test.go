@@ -216,7 +216,7 @@ func TestSlotRefusals(t *testing.T) {
 	t.Run("slot dropped", func(t *testing.T) {
 		db, o := attached(t)
 		db.Exec(t, "SELECT pg_drop_replication_slot($1)", db.Name)
-		expectError(t, attachError(t, o), Fatal, ReasonSlotMissing, "replication slot \"*\" does not exist; *what was committed in between makes no events")
+		expectError(t, attachError(t, o), Fatal, ReasonSlotMissing, "replication slot \"*\" does not exist; *`billhook reconcile` finds what was missed*")
 		if n := pgtest.Value[int](t, db, "SELECT count(*)::int FROM pg_replication_slots WHERE slot_name = $1", db.Name); n != 0 {
 			t.Error("the slot was made anew")
 		}
