@@ -458,6 +458,17 @@ func mappings(t *testing.T) map[string]Mapping {
 			{Event: "packages.due", Entity: Packages, Test: Test{At: "renew_due"}},
 			{Event: "packages.due_locked", Entity: Packages, Test: Test{At: "renew_due", When: mustCondition(t, `op == "clock" && has(new.pin) && new.pin == "0000"`)}},
 		}},
+		"settle": {Source: "billing", Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"}, Mask: []string{"tax_id"},
+				Balance: &Balance{Amount: mustNumber(t, "balance"), Settle: 30 * time.Second},
+			},
+			{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: []string{"clients_id"}},
+		}, Rules: []Rule{
+			{Event: "accounts.low", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), Below: true, OnCreate: true, PerChange: true, Settle: time.Minute}, Test: Test{When: mustCondition(t, `new.name != "test" && !has(old.nosuch)`)}},
+			{Event: "accounts.well", Entity: Accounts, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), OnCreate: true, PerChange: true, Settle: time.Minute}},
+			{Event: "accounts.at_once", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), Below: true}},
+		}},
 		"composite": {Source: "billing", Entities: []Entity{
 			{
 				Name: Clients, Table: public("clients"), Key: []string{"tenant", "code"}, Balance: &Balance{Amount: mustNumber(t, "balance"), OnCreate: true},

@@ -926,7 +926,11 @@ func (d *Deriver) fireTimer(r *row, t *timer, mem Memory, nextID func() event.ID
 	at := time.UnixMicro(max(t.due, t.set)).UTC()
 	d.tx.begin = wal.Begin{CommitTime: at}
 	d.rec.reset(len(r.rel.Columns), len(r.gauges), len(r.plan.at))
-	copy(d.rec.cells, t.old)
+	for i, c := range t.old {
+		if d.clock.entry.image[i].tag != slotDigest { // else it cannot be compared
+			d.rec.cells[i] = c
+		}
+	}
 	d.diffs = d.diffs[:0]
 	d.identify(r)
 	tell := func(rule *Rule) error {
