@@ -9,12 +9,12 @@
 //
 // Variables of a row condition: old and new (maps of column to value; a value
 // that is not known is absent, so has(old.x) tells), changed (list of column
-// names), op ("insert", "update", "delete") and tx (map with xid and
-// commit_time). For a rule by the clock op is "clock", and there is new alone. Of an
-// event condition: event (the payload's event object), data
-// and changed (maps). Integers are CEL ints, numerics are decimals, NULL is null;
-// decimal("0.5") makes a decimal, also from a payload's string; a decimal and a number
-may stand on either side of an operator.
+// names), op ("insert", "update", "delete", "clock") and tx (map with xid and
+// commit_time); in a rule by the clock only new and op tell something. Of an event
+// condition: event (the payload's event object), data and changed (maps). Integers
+// are CEL ints, numerics are decimals, NULL is null; decimal("0.5") makes a decimal,
+// also from a payload's string. A decimal and a number may stand on either side of an
+// operator.
 package expr
 
 import (
