@@ -58,6 +58,9 @@ type Source struct {
 	Create bool `yaml:"create"`
 	// Failover makes the slot one that standbys keep (Postgres 17 and later).
 	Failover bool `yaml:"failover,omitempty"`
+	// TimeZone is the zone of dates and of timestamps without one, such as
+	// Europe/Berlin, for events by the clock (at). A date begins at midnight there.
+	TimeZone string `yaml:"time_zone,omitempty"`
 }
 
 // Entities is the mapping; an entity that is nil is not followed.
@@ -145,13 +148,14 @@ type Transition struct {
 	Set *bool `yaml:"set,omitempty"`
 	// Moves fires when the column's value moves forward or backward.
 	Moves Direction `yaml:"moves,omitempty" jsonschema:"enum=forward,enum=backward"`
-	// At names a column with a time: fires by the clock when that time has come and
-	// the row still holds it.
+	// At names a column with a date or time: fires by the clock when that time has
+	// come and the row still holds it.
 	At string `yaml:"at,omitempty"`
 	// Deleted fires when the row is deleted, and only then. For close alone, where
 	// closed rows are deleted and not marked.
 	Deleted bool `yaml:"deleted,omitempty"`
-	// When is a further condition in CEL over old, new, changed, op and tx.
+	// When is a further condition in CEL over old, new, changed, op and tx. With at,
+	// over new, as the row is when the time comes.
 	When Expr `yaml:"when,omitempty"`
 }
 
@@ -176,7 +180,9 @@ type Balance struct {
 	Key Columns `yaml:"key,omitempty"`
 	// Column is the column of the balance. Give this or expression.
 	Column string `yaml:"column,omitempty"`
-	// Expression is a sum over columns, such as balance + credit.
+	// Expression is arithmetic over columns, such as balance + credit. With table it may
+	// use columns of both tables; a column that both have is written with its table,
+	// such as clients.credit.
 	Expression Expr `yaml:"expression,omitempty"`
 	// Value is the threshold.
 	Value Decimal `yaml:"value,omitempty"`
@@ -193,7 +199,8 @@ type Sides struct {
 	PerChange bool `yaml:"per_change,omitempty"`
 	// Hysteresis is how far beyond the value the way back must go before it counts.
 	Hysteresis Decimal `yaml:"hysteresis,omitempty"`
-	// Settle fires only if the new side still holds after this time.
+	// Settle fires only if the new side still holds after this time, by the
+	// database's clock. Whatever holds in the end is told.
 	Settle time.Duration `yaml:"settle,omitempty"`
 }
 
@@ -228,7 +235,8 @@ type Event struct {
 	// By default insert and update with becomes, else update. Not with threshold
 	// and at.
 	On Ops `yaml:"on,omitempty"`
-	// When is a condition in CEL over old, new, changed, op and tx.
+	// When is a condition in CEL over old, new, changed, op and tx. With at, over new,
+	// as the row is when the time comes.
 	When Expr `yaml:"when,omitempty"`
 	// Threshold fires when an amount reaches a value.
 	Threshold *Threshold `yaml:"threshold,omitempty"`
@@ -238,8 +246,8 @@ type Event struct {
 	Changes Columns `yaml:"changes,omitempty"`
 	// Moves fires when a column's value moves one way.
 	Moves *Moves `yaml:"moves,omitempty"`
-	// At names a column with a time: fires by the clock when that time has come and
-	// the row still holds it.
+	// At names a column with a date or time: fires by the clock when that time has
+	// come and the row still holds it.
 	At string `yaml:"at,omitempty"`
 }
 
@@ -262,8 +270,9 @@ const (
 type Threshold struct {
 	// Column is the column of the amount. Give this or expression.
 	Column string `yaml:"column,omitempty"`
-	// Expression is a sum over columns, such as balance + credit. Columns of the
-	// balance table can be used for clients.
+	// Expression is arithmetic over columns, such as balance + credit. For clients with
+	// a balance table it may use columns of both tables; a column that both have is
+	// written with its table, such as clients.credit.
 	Expression Expr `yaml:"expression,omitempty"`
 	// Value is the threshold.
 	Value Decimal `yaml:"value" jsonschema:"required"`

@@ -15,7 +15,7 @@ func (b *Billhook) setDefaults() {
 }
 
 func (s *Source) setDefaults() {
-	*s = Source{Name: "billing", Slot: "billhook", Publication: "billhook", Create: true, Failover: true}
+	*s = Source{Name: "billing", Slot: "billhook", Publication: "billhook", Create: true, Failover: true, TimeZone: "UTC"}
 }
 
 func (j *Journal) setDefaults() {

@@ -98,8 +98,20 @@ func (d *decoder) source(s *Source) {
 	if !slotName(s.Slot) {
 		d.fail("source.slot", "it is "+d.show("source.slot", s.Slot)+", which is no name for a slot", "use 1 to 63 lower-case letters, digits and _")
 	}
+	d.zone("source.time_zone", s.TimeZone)
 	if s.Publication == "" || len(s.Publication) > 63 || strings.ContainsAny(s.Publication, "\n\x00") {
 		d.fail("source.publication", "it is not a name for a publication", "use 1 to 63 bytes")
+	}
+}
+
+// zone demands the name of a time zone that this machine knows.
+func (d *decoder) zone(field, name string) {
+	if name == "Local" || name == "" {
+		d.fail(field, "it is "+d.show(field, name)+", which says nothing here", "name a zone, such as UTC or Europe/Berlin")
+		return
+	}
+	if _, err := time.LoadLocation(name); err != nil {
+		d.fail(field, "there is no time zone "+d.show(field, name), "name one as in Europe/Berlin, or UTC")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	_ "time/tzdata" // source.time_zone, where the machine has no zones
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"

@@ -203,7 +203,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	}
 	a.intake, err = intake.New(intake.Options{
 		Journal: a.journal, Mapping: l.Mapping, Plan: a.plan, Wants: a.wants, Types: eventTypes(c),
-		Confirm: a.client.Confirm, Logger: a.log, Registerer: registry,
+		Confirm: a.client.Confirm, Clock: a.client.Clock(), Logger: a.log, Registerer: registry,
 	})
 	if err != nil {
 		return nil, err

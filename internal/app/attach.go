@@ -119,6 +119,7 @@ type need struct {
 	at     config.Pos
 	idle   bool // it need not be published, nor be readable: it is ignored, masked or excluded
 	number bool // it is compared as an amount
+	time   bool // it must hold a date or time
 }
 
 // needs lists every column that the mapping names, with its place in the file.
@@ -151,6 +152,9 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 		}
 		if t.Moves != nil {
 			column(tables, at+moves, t.Moves.Column)
+		}
+		if t.At != "" {
+			list = append(list, need{tables: tables, column: t.At, at: b.At(at + ".at"), time: true})
 		}
 		columns(tables, false, at+".changes", t.Changes)
 		condition(tables, at+".when", t.When)
@@ -284,6 +288,9 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 		case !n.idle && unpublished(s.Publication, here[i], n.column):
 			p.add(n.at, fmt.Sprintf("publication %q does not publish column %q of table %s", s.Publication.Name, n.column, here[i].Name),
 				"let its owner add the column to the publication's column list")
+		case n.time && !timely(here[i], n.column):
+			c, _ := here[i].Column(n.column)
+			p.add(n.at, fmt.Sprintf("column %q of table %s is of type %s, which is no time", n.column, here[i].Name, c.Type), "name a column of type date, timestamp or timestamp with time zone")
 		}
 	}
 	return p.err()
@@ -301,6 +308,13 @@ func unpublished(p *catalog.Publication, t catalog.Table, column string) bool {
 	}
 	published, ok := p.Table(t.Name)
 	return ok && published.Columns != nil && !slices.Contains(published.Columns, column)
+}
+
+// timely reports whether a column can hold a date and time. Of a domain that is not
+// known.
+func timely(t catalog.Table, column string) bool {
+	c, _ := t.Column(column)
+	return c.TypeKind != 'b' || slices.Contains([]uint32{1082, 1114, 1184}, c.TypeOID)
 }
 
 func columnList(t catalog.Table) string {

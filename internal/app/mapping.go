@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/billhook/billhook/config"
 	"github.com/billhook/billhook/internal/billing"
@@ -44,7 +45,9 @@ func (p *problems) expression(e config.Expr, err error) {
 	p.add(pos, err.Error(), "correct the expression")
 }
 
-func (p *problems) condition(e config.Expr) *expr.Condition {
+// condition compiles a condition. At the time that a column holds there is but the
+// row as it is: byClock refuses what tells of a change.
+func (p *problems) condition(e config.Expr, byClock bool) *expr.Condition {
 	if e.IsZero() {
 		return nil
 	}
@@ -53,6 +56,13 @@ func (p *problems) condition(e config.Expr) *expr.Condition {
 		p.expression(e, err)
 		return nil
 	}
+	if byClock {
+		for _, variable := range []string{"old", "changed", "tx"} {
+			if line, column, ok := c.Place(variable); ok {
+				p.add(e.At(line, column), variable+" tells of a change, and with at nothing changes when the time comes", "use new, the row as it is then")
+			}
+		}
+	}
 	return c
 }
 
@@ -60,10 +70,11 @@ func (p *problems) condition(e config.Expr) *expr.Condition {
 func mapping(b *config.Billhook) (billing.Mapping, error) {
 	p := &problems{}
 	m := billing.Mapping{Source: b.Source.Name}
+	m.Zone, _ = time.LoadLocation(b.Source.TimeZone) // the loader allows only good ones
 	if c := b.Entities.Clients; c != nil {
 		const at = "entities.clients"
 		e := p.entity(billing.Clients, c.Mapping, nil)
-		e.Archive = p.test(b, at+".archive", c.Archive)
+		e.Archive = p.test(c.Archive)
 		if c.Balance != nil {
 			e.Balance = p.balance(b, at+".balance", c.Balance)
 		}
@@ -88,10 +99,10 @@ func mapping(b *config.Billhook) (billing.Mapping, error) {
 	if s := b.Entities.Packages; s != nil {
 		const at = "entities.packages"
 		e := p.entity(billing.Packages, s.Mapping, s.Client)
-		e.Activate = p.test(b, at+".activate", s.Activate)
-		e.Deactivate = p.test(b, at+".deactivate", s.Deactivate)
-		e.Renew = p.test(b, at+".renew", s.Renew)
-		e.Close = p.test(b, at+".close", s.Close)
+		e.Activate = p.test(s.Activate)
+		e.Deactivate = p.test(s.Deactivate)
+		e.Renew = p.test(s.Renew)
+		e.Close = p.test(s.Close)
 		m.Entities = append(m.Entities, e)
 	}
 	names := make([]string, 0, len(b.Events))
@@ -128,17 +139,16 @@ func (p *problems) entity(name string, c config.Mapping, client config.Columns) 
 }
 
 // test translates a transition; nil stays nil.
-func (p *problems) test(b *config.Billhook, at string, t *config.Transition) *billing.Test {
+func (p *problems) test(t *config.Transition) *billing.Test {
 	if t == nil {
 		return nil
 	}
-	if t.At != "" {
-		p.unsupported(b.At(at+".at"), "an event by the clock")
-	}
-	out := &billing.Test{When: p.condition(t.When)}
+	out := &billing.Test{When: p.condition(t.When, t.At != "")}
 	switch {
 	case t.Deleted:
 		out.Deleted = true
+	case t.At != "":
+		out.At = t.At
 	case t.Moves != "":
 		out.Moves = &billing.Move{Column: t.Column, Backward: t.Moves == config.Backward}
 	default:
@@ -190,18 +200,11 @@ func (p *problems) decimal(pos config.Pos, d config.Decimal) billing.Decimal {
 	return v
 }
 
-func (p *problems) sides(b *config.Billhook, at string, s config.Sides) {
-	if s.Settle != 0 {
-		p.unsupported(b.At(at+".settle"), "settle")
-	}
-}
-
 func (p *problems) balance(b *config.Billhook, at string, c *config.Balance) *billing.Balance {
-	p.sides(b, at, c.Sides)
 	out := &billing.Balance{
 		Key: slices.Clone(c.Key), Amount: p.amount(b.At(at), c.Column, c.Expression),
 		Value: p.decimal(b.At(at+".value"), c.Value), Hysteresis: p.decimal(b.At(at+".hysteresis"), c.Hysteresis),
-		OnCreate: c.OnCreate, PerChange: c.PerChange,
+		OnCreate: c.OnCreate, PerChange: c.PerChange, Settle: c.Settle,
 	}
 	if c.Table != (config.Table{}) {
 		out.Table = &billing.Table{Schema: c.Table.Schema, Name: c.Table.Name}
@@ -213,7 +216,7 @@ func (p *problems) balance(b *config.Billhook, at string, c *config.Balance) *bi
 // two rules.
 func (p *problems) rules(b *config.Billhook, name string, e config.Event) []billing.Rule {
 	at := "events[" + name + "]"
-	r := billing.Rule{Event: event.Type(name), Entity: e.Entity, Test: billing.Test{When: p.condition(e.When), Changes: slices.Clone(e.Changes)}}
+	r := billing.Rule{Event: event.Type(name), Entity: e.Entity, Test: billing.Test{When: p.condition(e.When, e.At != ""), Changes: slices.Clone(e.Changes), At: e.At}}
 	for _, op := range e.On {
 		switch op {
 		case config.Insert:
@@ -223,9 +226,6 @@ func (p *problems) rules(b *config.Billhook, name string, e config.Event) []bill
 		case config.Delete:
 			r.On |= billing.OnDelete
 		}
-	}
-	if e.At != "" {
-		p.unsupported(b.At(at+".at"), "an event by the clock")
 	}
 	if e.Becomes != nil {
 		r.Becomes = predicate(e.Becomes.Column, e.Becomes.Value, e.Becomes.In, e.Becomes.Set)
@@ -243,11 +243,10 @@ func (p *problems) rules(b *config.Billhook, name string, e config.Event) []bill
 		return []billing.Rule{r}
 	}
 	at += ".threshold"
-	p.sides(b, at, e.Threshold.Sides)
 	t := billing.Threshold{
 		Amount: p.amount(b.At(at), e.Threshold.Column, e.Threshold.Expression),
 		Value:  p.decimal(b.At(at+".value"), e.Threshold.Value), Hysteresis: p.decimal(b.At(at+".hysteresis"), e.Threshold.Hysteresis),
-		Below: true, OnCreate: e.Threshold.OnCreate, PerChange: e.Threshold.PerChange,
+		Below: true, OnCreate: e.Threshold.OnCreate, PerChange: e.Threshold.PerChange, Settle: e.Threshold.Settle,
 	}
 	r.On, r.Threshold = billing.OnInsert|billing.OnUpdate, &t
 	if e.Threshold.Back == "" {

@@ -21,6 +21,14 @@
 // the order of the catalogue, row after row in the order of first change; only a
 // deleted client waits for its children, which a cascade deletes after it.
 //
+// # What the clock does
+//
+// A rule can wait for a time that a row holds (Test.At), and a threshold for a side
+// to hold for a while (Threshold.Settle). Both set timers, in memory beside the rows
+// and with them; see clock.go. Deriver.Due says when the next one falls due, and
+// Deriver.Fire, called between two transactions, tells the events of those that have.
+// What time it is, the caller says.
+//
 // # What memory is for
 //
 // With REPLICA IDENTITY FULL the old row comes with each change, and memory only
@@ -36,6 +44,7 @@ package billing
 
 import (
 	"slices"
+	"time"
 
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/expr"
@@ -64,6 +73,9 @@ type Mapping struct {
 	Source   string // the source's name in payloads
 	Entities []Entity
 	Rules    []Rule // the user's own
+	// Zone is where dates and timestamps without a zone are at home, for rules that
+	// fire by the clock; nil: UTC.
+	Zone *time.Location
 }
 
 // Tables returns every table that the mapping names, in its order.
@@ -111,8 +123,11 @@ type Test struct {
 	Becomes *Predicate // did not hold before, holds now
 	Changes []string   // at least one of these columns differs
 	Moves   *Move
-	Deleted bool            // the row is deleted: only for Close
-	When    *expr.Condition // over old, new, changed, op, tx
+	Deleted bool // the row is deleted: only for Close
+	// At fires by the clock, when the time in this column has come and the row still
+	// holds it; alone, or with a When over new.
+	At   string
+	When *expr.Condition // over old, new, changed, op, tx
 }
 
 // Predicate is true of a row whose column has one of the values; with Set, whose
@@ -157,6 +172,8 @@ type Balance struct {
 	OnCreate bool
 	// PerChange judges every write instead of the transaction's net effect.
 	PerChange bool
+	// Settle is for how long a side must hold before it is told.
+	Settle time.Duration
 }
 
 // CustomFields says where custom fields stand: in Columns of the entity's table
@@ -210,6 +227,7 @@ type Threshold struct {
 	Below     bool
 	OnCreate  bool // a new row that is <= Value fires the Below side
 	PerChange bool
+	Settle    time.Duration // for how long a side must hold before it is told
 }
 
 // Memory is what was seen before, by opaque key. The Deriver is its only user

@@ -32,6 +32,18 @@ func (m memoryMap) Memory(key []byte) ([]byte, bool, error) {
 func (m memoryMap) SetMemory(key, value []byte) { m[string(key)] = bytes.Clone(value) }
 func (m memoryMap) DeleteMemory(key []byte)     { delete(m, string(key)) }
 
+func (m memoryMap) ScanMemory(from, prefix []byte, f func(key, value []byte) (bool, error)) error {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if k < string(from) || !strings.HasPrefix(k, string(prefix)) {
+			continue
+		}
+		if more, err := f([]byte(k), m[k]); err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
 func (m memoryMap) DeleteMemoryPrefix(prefix []byte) {
 	maps.DeleteFunc(m, func(k string, _ []byte) bool { return strings.HasPrefix(k, string(prefix)) })
 }
@@ -39,7 +51,7 @@ func (m memoryMap) DeleteMemoryPrefix(prefix []byte) {
 // oids of the types the cases use.
 var oids = map[string]uint32{
 	"int": 20, "text": 25, "numeric": 1700, "bool": 16, "jsonb": 3802, "timestamptz": 1184,
-	"text[]": 1009, "int[]": 1007, "float": 701, "uuid": 2950, "enum": 16999, "date": 1082,
+	"text[]": 1009, "int[]": 1007, "float": 701, "uuid": 2950, "enum": 16999, "date": 1082, "timestamp": 1114,
 }
 
 // script plays the statements of a case as the server would send them, with the
@@ -48,11 +60,14 @@ type script struct {
 	t        *testing.T
 	identity wal.Identity
 	d        *Deriver
-	mem      Memory
+	mem      Timers
 	rels     map[string]*wal.Relation
 	primary  map[string]bool                 // "table.column" of primary keys
 	rows     map[string]map[string]wal.Tuple // table -> key -> row
 	lsn      wal.LSN
+	now      time.Time // the source's clock
+	outside  uint32    // events by the clock since the last transaction
+	make     func() *Deriver
 	out      strings.Builder
 	events   []told
 	every    int // spill after so many changes; 0: never
@@ -152,7 +167,30 @@ func (s *script) line(line string) {
 	switch verb {
 	case "begin":
 		s.lsn += 0x100
-		s.d.Begin(1, wal.Begin{CommitLSN: s.lsn, XID: uint32(s.lsn / 0x100), CommitTime: time.Date(2026, 11, 23, 10, 15, 0, 123456000, time.UTC)})
+		s.outside = 0
+		s.d.Begin(1, wal.Begin{CommitLSN: s.lsn, XID: uint32(s.lsn / 0x100), CommitTime: s.now})
+		return
+	case "now": // what time it is, for later transactions and fills
+		s.now = s.time(rest)
+		return
+	case "clock": // it is that late now: what has fallen due fires
+		s.now = s.time(rest)
+		s.fire()
+		return
+	case "pending":
+		n, err := s.d.Pending(s.mem)
+		due, ok, err2 := s.d.Due(s.mem)
+		if err != nil || err2 != nil {
+			t.Fatal(err, err2)
+		}
+		fmt.Fprintf(&s.out, "pending %d", n)
+		if ok {
+			fmt.Fprintf(&s.out, ", next %s", due.UTC().Format(time.RFC3339Nano))
+		}
+		fmt.Fprintln(&s.out)
+		return
+	case "restart":
+		s.d = s.make()
 		return
 	case "commit":
 		if err := s.d.Commit(s.mem, s.emit); err != nil {
@@ -168,11 +206,20 @@ func (s *script) line(line string) {
 		return
 	case "fill":
 		rel := s.rels[rest]
+		s.d.SetFilling(true)
+		s.d.SetNow(s.now)
+		if err := s.d.Attend(rel, s.mem); err != nil {
+			t.Fatal(err)
+		}
 		for _, row := range s.rows[rest] {
 			if err := s.d.Fill(rel, row, s.mem); err != nil {
 				t.Fatal(err)
 			}
 		}
+		if err := s.d.Filled(rel, s.mem); err != nil {
+			t.Fatal(err)
+		}
+		s.d.SetFilling(false)
 		return
 	case "silently": // rows that were there before Billhook
 		f := strings.Fields(rest)
@@ -233,6 +280,31 @@ func (s *script) line(line string) {
 	}
 }
 
+func (s *script) time(text string) time.Time {
+	at, err := time.Parse("2006-01-02 15:04:05.999999999", text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return at
+}
+
+// fire tells what has fallen due, few at a time.
+func (s *script) fire() {
+	for n := 2; n == 2; {
+		var err error
+		n, err = s.d.Fire(s.mem, s.now, 2, func() event.ID {
+			s.outside++
+			return event.ID{Timeline: 1, CommitLSN: s.lsn, Ordinal: event.FirstOutside + s.outside - 1}
+		}, s.emit)
+		if err != nil {
+			s.t.Fatalf("fire: %v", err)
+		}
+	}
+	if due, ok, err := s.d.Due(s.mem); err != nil || ok && !due.After(s.now) {
+		s.t.Errorf("after firing what was due at %v the next is due at %v, %v", s.now, due, err)
+	}
+}
+
 // told is an event as a receiver sees it.
 type told struct {
 	Event struct {
@@ -276,7 +348,11 @@ func (s *script) emit(e *event.Event) error {
 		s.t.Errorf("payload is not JSON: %v: %s", err, e.AppendPayload(nil))
 	}
 	s.events = append(s.events, seen)
-	fmt.Fprintf(&s.out, "%s %s object=%s lane=%s\n", e.ID, e.Type, e.ObjectJSON, e.Lane)
+	fmt.Fprintf(&s.out, "%s %s object=%s lane=%s", e.ID, e.Type, e.ObjectJSON, e.Lane)
+	if e.ID.Ordinal >= event.FirstOutside {
+		fmt.Fprintf(&s.out, " dt=%s", e.CommitTime.Format(time.RFC3339Nano))
+	}
+	fmt.Fprintln(&s.out)
 	fmt.Fprintf(&s.out, "\tdata    %s\n", e.Data)
 	if string(e.Changed) != "{}" {
 		fmt.Fprintf(&s.out, "\tchanged %s\n", e.Changed)
@@ -303,6 +379,15 @@ func mustNumber(t *testing.T, text string) *expr.Number {
 		t.Fatal(err)
 	}
 	return n
+}
+
+func mustZone(t *testing.T, name string) *time.Location {
+	t.Helper()
+	zone, err := time.LoadLocation(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return zone
 }
 
 func mustDecimal(t *testing.T, text string) Decimal {
@@ -359,6 +444,30 @@ func mappings(t *testing.T) map[string]Mapping {
 		}, Rules: []Rule{
 			{Event: "accounts.low", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "-1"), Below: true, PerChange: true}},
 			{Event: "accounts.well", Entity: Accounts, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "-1"), PerChange: true}},
+		}},
+		"clock": {Source: "billing", Zone: mustZone(t, "Europe/Berlin"), Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"}, Mask: []string{"tax_id"}, Exclude: []string{"notes"},
+				Archive: &Test{At: "leaves_on"},
+			},
+			{
+				Name: Packages, Table: public("clients_packages"), Key: []string{"id"}, Client: []string{"clients_id"}, Mask: []string{"secret", "pin"},
+				Close: &Test{At: "stop_dt", When: mustCondition(t, `new.condition != "cancelled"`)},
+			},
+		}, Rules: []Rule{
+			{Event: "packages.due", Entity: Packages, Test: Test{At: "renew_due"}},
+			{Event: "packages.due_locked", Entity: Packages, Test: Test{At: "renew_due", When: mustCondition(t, `op == "clock" && has(new.pin) && new.pin == "0000"`)}},
+		}},
+		"settle": {Source: "billing", Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"}, Mask: []string{"tax_id"},
+				Balance: &Balance{Amount: mustNumber(t, "balance"), Settle: 30 * time.Second},
+			},
+			{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: []string{"clients_id"}},
+		}, Rules: []Rule{
+			{Event: "accounts.low", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), Below: true, OnCreate: true, PerChange: true, Settle: time.Minute}, Test: Test{When: mustCondition(t, `new.name != "test" && !has(old.nosuch)`)}},
+			{Event: "accounts.well", Entity: Accounts, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), OnCreate: true, PerChange: true, Settle: time.Minute}},
+			{Event: "accounts.at_once", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), Below: true}},
 		}},
 		"composite": {Source: "billing", Entities: []Entity{
 			{
@@ -442,18 +551,26 @@ func TestCases(t *testing.T) {
 // Layouts are numbered as in like, if that is given.
 func play(t *testing.T, mapping Mapping, identity wal.Identity, like *script, every int, steps string) *script {
 	t.Helper()
-	s := &script{t: t, identity: identity, mem: memoryMap{}, rels: map[string]*wal.Relation{}, primary: map[string]bool{}, rows: map[string]map[string]wal.Tuple{}, every: every}
-	d, err := New(mapping, Options{
-		Notice: func(n Notice) { fmt.Fprintf(&s.out, "notice: %s\n", n.Text) },
-		Broken: func(t event.Type, err error) { fmt.Fprintf(&s.out, "broken: %s: %v\n", t, err) },
-	})
-	if err != nil {
-		t.Fatal(err)
+	s := &script{
+		t: t, identity: identity, mem: memoryMap{}, rels: map[string]*wal.Relation{}, primary: map[string]bool{}, rows: map[string]map[string]wal.Tuple{}, every: every,
+		now: time.Date(2026, 11, 23, 10, 15, 0, 123456000, time.UTC),
 	}
-	s.d = d
+	s.make = func() *Deriver {
+		d, err := New(mapping, Options{
+			Notice: func(n Notice) { fmt.Fprintf(&s.out, "notice: %s\n", n.Text) },
+			Broken: func(t event.Type, err error) { fmt.Fprintf(&s.out, "broken: %s: %v\n", t, err) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	s.d = s.make()
 	if like != nil {
-		if layouts, ok, _ := like.mem.Memory([]byte(layoutsKey)); ok {
-			s.mem.SetMemory([]byte(layoutsKey), layouts)
+		for _, key := range []string{layoutsKey, formsKey} {
+			if ids, ok, _ := like.mem.Memory([]byte(key)); ok {
+				s.mem.SetMemory([]byte(key), ids)
+			}
 		}
 	}
 	for line := range strings.Lines(steps) {

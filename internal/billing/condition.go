@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cockroachdb/apd/v3"
@@ -47,6 +48,9 @@ func (d *Deriver) updated(r *row) bool {
 
 // fires asks one rule.
 func (d *Deriver) fires(r *row, b *bound, op wal.Op) bool {
+	if b.at >= 0 {
+		return false // by the clock alone
+	}
 	switch op {
 	case wal.Insert:
 		if b.On&OnInsert == 0 {
@@ -199,7 +203,11 @@ func (i instant) compare(j instant) int {
 }
 
 // parseTime reads the text of date, timestamp and timestamptz in ISO DateStyle.
-func parseTime(text []byte) (instant, bool) {
+// What has no zone of its own is taken to be UTC.
+func parseTime(text []byte) (instant, bool) { return parseTimeIn(text, time.UTC) }
+
+// parseTimeIn is parseTime with another zone for what has none.
+func parseTimeIn(text []byte, zone *time.Location) (instant, bool) {
 	s := string(text)
 	switch s {
 	case "infinity":
@@ -212,7 +220,7 @@ func parseTime(text []byte) (instant, bool) {
 		bc, s = true, s[:len(s)-3]
 	}
 	// Years beyond 9999 have more digits than Go's layouts: set them apart.
-	dash := bytes.IndexByte([]byte(s), '-')
+	dash := strings.IndexByte(s, '-')
 	if dash < 4 {
 		return instant{}, false
 	}
@@ -226,11 +234,16 @@ func parseTime(text []byte) (instant, bool) {
 	if bc {
 		year = 1 - year
 	}
-	for _, layout := range []string{"2006-01-02", "2006-01-02 15:04:05", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05-07:00", "2006-01-02 15:04:05-07:00:00"} {
+	for i, layout := range []string{"2006-01-02", "2006-01-02 15:04:05", "2006-01-02 15:04:05-07", "2006-01-02 15:04:05-07:00", "2006-01-02 15:04:05-07:00:00"} {
 		// 2000 is a leap year, so that any day of any year parses.
-		if t, err := time.Parse(layout, "2000"+s[dash:]); err == nil {
-			return instant{t: t.AddDate(year-2000, 0, 0)}, true
+		t, err := time.ParseInLocation(layout, "2000"+s[dash:], time.UTC)
+		if err != nil {
+			continue
 		}
+		if i > 1 {
+			zone = t.Location() // the text's own
+		}
+		return instant{t: time.Date(year, t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), zone)}, true
 	}
 	return instant{}, false
 }

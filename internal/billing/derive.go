@@ -60,6 +60,8 @@ type Deriver struct {
 	origin  string           // of the transaction's events
 	groups  map[string][]int // custom field rows of the open transaction by client; nil until asked for
 	filling bool
+	filled  bool // SetFilling has said that nothing is to be filled
+	clock   clock
 	rec     record
 	order   []int
 	aside   bool      // memory of rows whose key has changed was set aside
@@ -157,6 +159,10 @@ func (d *Deriver) Reset(doubted ...uint32) {
 	d.doubted = doubted
 	d.tx.reset(wal.Begin{})
 	clear(d.plans)
+	// What a transaction that is forgotten has written is gone from memory.
+	d.layouts, d.layoutsLoaded = nil, false
+	d.clock.known, d.clock.forms = false, nil
+	clear(d.clock.plans)
 	d.lastRel, d.lastPlan = nil, nil
 }
 
@@ -222,6 +228,9 @@ func (d *Deriver) Commit(mem Memory, emit emitter) error {
 		if p.usesMemory() {
 			mem.DeleteMemoryPrefix([]byte(p.prefix))
 		}
+		if p.clocked {
+			mem.DeleteMemoryPrefix([]byte(clockPrefix + p.prefix))
+		}
 		if err := d.truncated(p, emit); err != nil {
 			return err
 		}
@@ -274,6 +283,11 @@ func (d *Deriver) setAllAside(mem Memory) error {
 func (d *Deriver) setAside(r *row, mem Memory) error {
 	if !r.leaves() || !r.usesMemory() {
 		return nil
+	}
+	if r.clocked {
+		if err := d.setTimersAside(r, mem); err != nil {
+			return err
+		}
 	}
 	v, ok, err := mem.Memory(r.firstKey())
 	if err != nil {
@@ -349,7 +363,7 @@ func (d *Deriver) laneOf(r *row, mem Memory) ([]byte, error) {
 func (d *Deriver) recall(r *row, mem Memory, rec *record) error {
 	columns := len(r.rel.Columns)
 	if !r.existed {
-		rec.reset(columns, len(r.gauges))
+		rec.reset(columns, len(r.gauges), len(r.plan.at))
 		return nil
 	}
 	read := !r.oldFull && r.usesMemory()
@@ -363,6 +377,7 @@ func (d *Deriver) recall(r *row, mem Memory, rec *record) error {
 		})
 		read = from == at || from == nowhere
 	}
+	read = read || !d.filled && len(r.plan.at) > 0
 	if read {
 		if err := d.settle(r.plan, mem); err != nil {
 			return err
@@ -375,7 +390,7 @@ func (d *Deriver) recall(r *row, mem Memory, rec *record) error {
 			return err
 		}
 	} else {
-		rec.reset(columns, len(r.gauges))
+		rec.reset(columns, len(r.gauges), len(r.plan.at))
 	}
 	for i, v := range r.old {
 		if r.oldFull || v.Known() && r.rel.Columns[i].Key {
@@ -458,6 +473,7 @@ func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 	d.crossed = slices.Grow(d.crossed[:0], len(r.gauges))[:len(r.gauges)]
 	d.sides = slices.Grow(d.sides[:0], len(r.gauges))[:len(r.gauges)]
 	keepSides := false
+	d.clock.turns = d.clock.turns[:0]
 	for i := range r.gauges {
 		g := &r.gauges[i]
 		from, to := d.stoodAt(g), nowhere
@@ -470,6 +486,7 @@ func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 			continue
 		}
 		d.crossed[i], next = judge(op, from, rec.sides[i], to)
+		d.crossed[i] = d.turn(r, i, d.crossed[i], toldSide(from, rec.sides[i]))
 		if to == above || to == below {
 			next = slotUnknown
 		}
@@ -515,6 +532,11 @@ func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 			keepSides = keepSides || d.sides[i] != slotUnknown
 		}
 	}
+	if r.clocked {
+		if err := d.setTimers(r, op, mem); err != nil {
+			return err
+		}
+	}
 	return d.keep(r, op, keepSides, mem)
 }
 
@@ -523,13 +545,14 @@ func (d *Deriver) keep(r *row, op wal.Op, keepSides bool, mem Memory) error {
 	if !r.usesMemory() {
 		return nil
 	}
-	if !d.aside && (!r.plan.full || d.rec.found || r.wasKey != nil) {
+	if !d.aside && (!r.plan.full || d.rec.found || r.wasKey != nil || len(r.plan.at) > 0) {
 		d.vacate(r, mem)
 	}
 	if op == wal.Delete {
 		return nil
 	}
-	if r.plan.full && !keepSides {
+	// While rows are filled in, those that the stream has told of are marked.
+	if r.plan.full && !keepSides && (d.filled || len(r.plan.at) == 0) {
 		if d.rec.found {
 			mem.DeleteMemory(r.key)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/wal"
@@ -234,7 +235,7 @@ func (d *Deriver) clientOp(f *row, mem Memory) (wal.Op, error) {
 // forget drops the memory of a row. While memory is being filled it leaves a mark
 // instead, so that a chunk read before the deletion does not bring the row back.
 func (d *Deriver) forget(p *plan, key []byte, mem Memory) {
-	if d.filling && !p.full {
+	if d.filling && (!p.full || len(p.at) > 0) {
 		mem.SetMemory(key, []byte{recordVersion, 0})
 		return
 	}
@@ -242,7 +243,12 @@ func (d *Deriver) forget(p *plan, key []byte, mem Memory) {
 }
 
 // SetFilling says whether rows are being filled in at present, see Fill.
-func (d *Deriver) SetFilling(filling bool) { d.filling = filling }
+func (d *Deriver) SetFilling(filling bool) { d.filling, d.filled = filling, !filling }
+
+// SetNow says what time it is by the source's clock. Rows that a fill finds from then
+// on have, where a rule by the clock looks, either a time before the first such
+// moment, and are left alone, or a later one.
+func (d *Deriver) SetNow(now time.Time) { d.clock.now = now }
 
 // FillPlan is what to read of a table so that memory holds what it must.
 type FillPlan struct {
@@ -257,13 +263,13 @@ type FillPlan struct {
 // nothing that the stream does not bring.
 func (d *Deriver) FillPlan(rel *wal.Relation) (f FillPlan, ok bool) {
 	p := d.plan(rel)
-	if p == nil || p.full || !p.usesMemory() {
+	if p == nil || !p.fills() {
 		return f, false
 	}
 	f.Form = p.layout.Table + " " + strings.Join(p.layout.Slots, " ")
 	f.Key = p.key
 	for i := range rel.Columns {
-		if p.watch[i] != watchNot || slices.Contains(p.key, i) {
+		if p.watch[i] != watchNot || slices.Contains(p.key, i) || len(p.at) > 0 && !p.hidden[i] {
 			f.Columns = append(f.Columns, i)
 		}
 	}
@@ -275,7 +281,7 @@ func (d *Deriver) FillPlan(rel *wal.Relation) (f FillPlan, ok bool) {
 // chunk read beside it.
 func (d *Deriver) Fill(rel *wal.Relation, tuple wal.Tuple, mem Memory) error {
 	p := d.plan(rel)
-	if p == nil || p.full || !p.usesMemory() {
+	if p == nil || !p.fills() {
 		return nil
 	}
 	var ok bool
@@ -292,8 +298,14 @@ func (d *Deriver) Fill(rel *wal.Relation, tuple wal.Tuple, mem Memory) error {
 		return nil
 	}
 	missing := !d.rec.found
+	if len(p.at) > 0 {
+		if err := d.fillTimers(p, tuple, mem); err != nil {
+			return err
+		}
+		missing = missing || slices.Contains(d.rec.marks, slotUnknown)
+	}
 	for i := range rel.Columns {
-		if p.watch[i] != watchNot && d.rec.cells[i].tag == slotUnknown && tuple[i].Known() {
+		if !p.full && p.watch[i] != watchNot && d.rec.cells[i].tag == slotUnknown && tuple[i].Known() {
 			d.rec.cells[i] = cellOf(tuple[i])
 			missing = true
 		}

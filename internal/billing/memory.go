@@ -26,6 +26,9 @@ import (
 //	       | 4 | 5                      threshold: last seen below, above
 //	       | 16 digest(16)              of a masked text: HMAC-SHA-256 under Options.Seal, cut
 //
+// The slot of a rule that fires by the clock is 1 when the row's time has been
+// looked at, by the stream or by a fill.
+//
 // Layout 0 has no slots: the row was deleted while memory was being filled, and
 // the fill must not bring it back.
 //
@@ -36,7 +39,7 @@ import (
 type Layout struct {
 	ID    uint32   `json:"id"`
 	Table string   `json:"table"`
-	Slots []string `json:"slots"` // "=column" kept as text, "#column" as digest, "*column" as keyed digest, "<column value" side of a threshold
+	Slots []string `json:"slots"` // "=column" kept as text, "#column" as digest, "*column" as keyed digest, "<column value" side of a threshold, "@event column" of a rule by the clock
 }
 
 const recordVersion = 1
@@ -196,19 +199,22 @@ type record struct {
 	gone  bool // deleted while memory was being filled
 	cells []cell
 	sides []slotTag
+	marks []slotTag // by plan.at: slotNull when looked at
 }
 
-func (r *record) reset(columns, gauges int) {
+func (r *record) reset(columns, gauges, at int) {
 	r.found, r.gone = false, false
 	r.cells = slices.Grow(r.cells[:0], columns)[:columns]
 	clear(r.cells)
 	r.sides = slices.Grow(r.sides[:0], gauges)[:gauges]
 	clear(r.sides)
+	r.marks = slices.Grow(r.marks[:0], at)[:at]
+	clear(r.marks)
 }
 
 // remember reads the memory of key into r. Texts alias r's own buffer.
 func (d *Deriver) remember(mem Memory, p *plan, key []byte, r *record) error {
-	r.reset(len(p.rel.Columns), len(p.gauges))
+	r.reset(len(p.rel.Columns), len(p.gauges), len(p.at))
 	b, ok, err := mem.Memory(key)
 	if err != nil {
 		return fmt.Errorf("read memory of %s: %w", p.rel.Name, err)
@@ -248,13 +254,16 @@ func (d *Deriver) remember(mem Memory, p *plan, key []byte, r *record) error {
 			r.cells[to.column] = c
 		case to.gauge >= 0:
 			r.sides[to.gauge] = c.tag
+		case to.at >= 0:
+			r.marks[to.at] = c.tag
 		}
 	}
 	return nil
 }
 
-// target is where a slot of a layout goes: a column, a gauge, or (both -1) nowhere.
-type target struct{ column, gauge int }
+// target is where a slot of a layout goes: a column, a gauge, a rule by the clock,
+// or (all -1) nowhere.
+type target struct{ column, gauge, at int }
 
 // foreignTargets maps the slots of an older layout onto the plan.
 func (d *Deriver) foreignTargets(p *plan, id uint32) ([]target, bool) {
@@ -328,6 +337,10 @@ func (p *plan) appendRecord(b []byte, cellAt func(column int) cell, sides []slot
 	for i, to := range p.targets {
 		if to.gauge >= 0 {
 			b = append(b, byte(sides[to.gauge]))
+			continue
+		}
+		if to.at >= 0 {
+			b = append(b, byte(slotNull))
 			continue
 		}
 		if p.layout.Slots[i][0] == '*' {

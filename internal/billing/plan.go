@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cockroachdb/apd/v3"
 
@@ -89,7 +90,7 @@ func catalogue(e *Entity, r role) []*Rule {
 func balanceRules(e *Entity) []*Rule {
 	t := Threshold{
 		Amount: e.Balance.Amount, Value: e.Balance.Value, Hysteresis: e.Balance.Hysteresis,
-		OnCreate: e.Balance.OnCreate, PerChange: e.Balance.PerChange,
+		OnCreate: e.Balance.OnCreate, PerChange: e.Balance.PerChange, Settle: e.Balance.Settle,
 	}
 	down, up := t, t
 	down.Below = true
@@ -114,6 +115,7 @@ type gauge struct {
 	back      Decimal // value with hysteresis
 	hysteric  bool
 	perChange bool
+	settle    time.Duration
 }
 
 // stand says where the amount is. text gives a column's value; it returns false
@@ -165,6 +167,7 @@ type bound struct {
 	gauge   int   // index into plan.gauges, or -1
 	becomes int   // column of Becomes, or -1
 	moves   int   // column of Moves, or -1
+	at      int   // column of At, or -1
 	changes []int // columns of Changes
 	told    []int // columns of told
 	seen    []int // columns whose old value the condition looks at
@@ -193,6 +196,9 @@ type plan struct {
 	rules     []bound
 	gauges    []gauge
 	perChange bool // one of the gauges judges every change
+	at        []atRule
+	clocked   bool   // rows of it may have timers
+	kept      []bool // masked columns whose text the image beside a timer must hold
 	watch     []watch
 	quiet     []bool // columns whose change is no update: ignored, or told elsewhere
 	hidden    []bool // excluded columns
@@ -203,6 +209,7 @@ type plan struct {
 	layout  Layout
 	targets []target
 	foreign map[uint32][]target
+	form    uint32 // of images beside timers; 0: not known yet
 }
 
 // newPlan finds the columns of m in rel. What it cannot find is said in notices;
@@ -225,7 +232,7 @@ func newPlan(m *mapped, rel *wal.Relation, full bool) (p *plan, notices []Notice
 	n := len(rel.Columns)
 	p = &plan{
 		mapped: m, rel: rel,
-		kinds: make([]kind, n), watch: make([]watch, n), quiet: make([]bool, n), hidden: make([]bool, n), masked: make([]bool, n),
+		kinds: make([]kind, n), watch: make([]watch, n), quiet: make([]bool, n), hidden: make([]bool, n), masked: make([]bool, n), kept: make([]bool, n),
 		full:    full,
 		foreign: map[uint32][]target{},
 	}
@@ -318,7 +325,7 @@ func newPlan(m *mapped, rel *wal.Relation, full bool) (p *plan, notices []Notice
 
 // bind finds the rule's columns and notes how they must be remembered.
 func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string) int) (bound, bool) {
-	b := bound{Rule: r, gauge: -1, becomes: -1, moves: -1}
+	b := bound{Rule: r, gauge: -1, becomes: -1, moves: -1, at: -1}
 	text := func(i int) int {
 		p.watch[i] = watchText
 		return i
@@ -327,7 +334,14 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 	if t := r.Threshold; t != nil {
 		g := gauge{
 			name: "<" + t.Amount.String() + " " + t.Value.String() + " " + t.Hysteresis.String(), value: t.Value, back: t.Value.plus(t.Hysteresis),
-			hysteric: t.Hysteresis.d != nil, perChange: t.PerChange,
+			hysteric: t.Hysteresis.d != nil, perChange: t.PerChange, settle: t.Settle,
+		}
+		if g.perChange {
+			g.name += " per change"
+		}
+		if g.settle > 0 {
+			g.name += " settle " + g.settle.String()
+			p.clocked = true
 		}
 		for _, name := range t.Amount.Columns() {
 			i := find(name, use)
@@ -339,7 +353,7 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 		if len(g.columns) != 1 || t.Amount.String() != t.Amount.Columns()[0] {
 			g.amount = t.Amount
 		}
-		if b.gauge = slices.IndexFunc(p.gauges, func(o gauge) bool { return o.name == g.name && o.perChange == g.perChange }); b.gauge < 0 {
+		if b.gauge = slices.IndexFunc(p.gauges, func(o gauge) bool { return o.name == g.name }); b.gauge < 0 {
 			b.gauge = len(p.gauges)
 			p.gauges = append(p.gauges, g)
 			p.perChange = p.perChange || g.perChange
@@ -361,6 +375,13 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 			return b, false
 		}
 		b.moves = text(i)
+	}
+	if r.At != "" {
+		if b.at = find(r.At, use); b.at < 0 {
+			return b, false
+		}
+		p.at = append(p.at, atRule{name: string(r.Event) + " " + r.At, rule: r, column: text(b.at)})
+		p.clocked = true
 	}
 	for _, name := range r.Changes {
 		i := find(name, use)
@@ -385,6 +406,12 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 		for i, c := range p.rel.Columns {
 			if (all || slices.Contains(names, c.Name)) && !p.hidden[i] {
 				b.seen = append(b.seen, text(i))
+			}
+		}
+		if r.At != "" || b.gauge >= 0 && p.gauges[b.gauge].settle > 0 {
+			names, all := r.When.Columns("new")
+			for i, c := range p.rel.Columns {
+				p.kept[i] = p.kept[i] || all || slices.Contains(names, c.Name)
 			}
 		}
 		if _, all := r.When.Columns("changed"); all {
@@ -437,6 +464,21 @@ func (p *plan) plot() {
 	for _, g := range p.gauges {
 		p.layout.Slots = append(p.layout.Slots, g.name)
 	}
+	for _, i := range slices.Concat(p.object, p.lane) {
+		p.kept[i] = true
+	}
+	for _, a := range p.at {
+		p.layout.Slots = append(p.layout.Slots, "@"+a.name)
+		p.kept[a.column] = true
+	}
+	for _, b := range p.rules {
+		if b.gauge < 0 || p.gauges[b.gauge].settle == 0 {
+			continue
+		}
+		for _, i := range p.gauges[b.gauge].columns {
+			p.kept[i] = true
+		}
+	}
 	for _, s := range p.layout.Slots {
 		p.targets = append(p.targets, p.target(s))
 	}
@@ -448,13 +490,17 @@ func (p *plan) needsText(column int) bool {
 		return true
 	}
 	return slices.ContainsFunc(p.rules, func(b bound) bool {
-		return slices.Contains(b.seen, column) || b.becomes == column && len(b.Becomes.Values) > 0 || b.moves == column || b.gauge >= 0 && slices.Contains(p.gauges[b.gauge].columns, column)
+		return slices.Contains(b.seen, column) || b.at == column || b.becomes == column && len(b.Becomes.Values) > 0 || b.moves == column || b.gauge >= 0 && slices.Contains(p.gauges[b.gauge].columns, column)
 	})
 }
 
 // target finds where a slot goes in this plan.
 func (p *plan) target(slot string) target {
-	t := target{column: -1, gauge: -1}
+	t := target{column: -1, gauge: -1, at: -1}
+	if strings.HasPrefix(slot, "@") {
+		t.at = slices.IndexFunc(p.at, func(a atRule) bool { return a.name == slot[1:] })
+		return t
+	}
 	if strings.HasPrefix(slot, "<") {
 		t.gauge = slices.IndexFunc(p.gauges, func(g gauge) bool { return g.name == slot })
 		return t
@@ -478,6 +524,10 @@ func (p *plan) hide(tuple wal.Tuple) {
 		}
 	}
 }
+
+// fills reports whether memory needs of the table's rows what the stream does not
+// bring.
+func (p *plan) fills() bool { return p.usesMemory() && (!p.full || len(p.at) > 0) }
 
 // usesMemory reports whether rows of the plan are remembered at all.
 func (p *plan) usesMemory() bool { return len(p.layout.Slots) > 0 }

@@ -10,7 +10,7 @@ import (
 
 // play runs steps under a mapping on a memory, as another start of Billhook would,
 // and returns the events.
-func playOn(t *testing.T, mem Memory, m Mapping, seal string, lsn *wal.LSN, rows map[string]map[string]wal.Tuple, steps string) string {
+func playOn(t *testing.T, mem Timers, m Mapping, seal string, lsn *wal.LSN, rows map[string]map[string]wal.Tuple, steps string) string {
 	t.Helper()
 	s := &script{t: t, identity: wal.IdentityDefault, mem: mem, rels: map[string]*wal.Relation{}, primary: map[string]bool{}, rows: rows, lsn: *lsn}
 	var err error

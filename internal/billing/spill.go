@@ -33,6 +33,7 @@ import (
 // and while Commit runs
 //
 //	\x01 m ordinal(8)      memory of a row whose key has changed
+//	\x01 t ordinal(8)      its timers
 //	\x01 l lane            ordinal of the last deleted row of a lane
 //	\x01 d ordinal(8)      ordinals of deleted clients that are told after the row
 //	\x01 f client          ordinals of the first and last custom field row of a client
@@ -49,6 +50,7 @@ const (
 	scratchDead     = 'x'
 	scratchVersion  = 'v'
 	scratchMoved    = 'm'
+	scratchTimers   = 't'
 	scratchLane     = 'l'
 	scratchDeferred = 'd'
 	scratchFields   = 'f'

@@ -99,6 +99,7 @@ func (d *Deriver) follow(r *row, i int, mem Memory, emit emitter) error {
 		}
 		to := d.standsAt(r, g)
 		c, next := judge(op, from, seen, to)
+		c = d.turn(r, i, c, toldSide(from, seen))
 		d.diffs = d.diffs[:0]
 		for j := range r.rules {
 			b := &r.rules[j]

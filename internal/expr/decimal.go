@@ -7,9 +7,11 @@ import (
 	"strconv"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
+	"cel.dev/cel-go/interpreter"
 	"github.com/cockroachdb/apd/v3"
 )
 
@@ -139,6 +141,123 @@ func (d decimal) Divide(other ref.Val) ref.Val { return d.arithmetic(other, cont
 
 // Negate implements traits.Negater.
 func (d decimal) Negate() ref.Val { return decimal{new(apd.Decimal).Neg(d.d)} }
+
+// mixed is an operator between two values of which the right one alone may be a
+// decimal. CEL asks the left one what to do, and its own numbers know no decimals.
+type mixed struct {
+	interpreter.InterpretableCall
+	left, right interpreter.InterpretableV2
+	apply       func(l, r ref.Val) ref.Val
+}
+
+// Exec implements interpreter.InterpretableV2.
+func (m *mixed) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	l := m.left.Exec(frame)
+	if types.IsUnknownOrError(l) {
+		return l
+	}
+	r := m.right.Exec(frame)
+	if types.IsUnknownOrError(r) {
+		return r
+	}
+	if _, ok := r.(decimal); ok {
+		if d, ok := toDecimal(l); ok {
+			l = d
+		}
+	}
+	out := m.apply(l, r)
+	if costs := frame.CostTracker(); costs != nil {
+		costs.EvalBinary(frame, m.ID(), m.InterpretableCall, l, r, out)
+	}
+	return out
+}
+
+// Eval implements interpreter.Interpretable.
+func (m *mixed) Eval(vars interpreter.Activation) ref.Val {
+	return interpreter.EvalActivation(vars, m.Exec)
+}
+
+// mix puts mixed in the place of the operators that decimals know.
+func mix(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
+	call, ok := i.(interpreter.InterpretableCall)
+	if !ok || len(call.Args()) != 2 {
+		return i, nil
+	}
+	compare := func(holds func(n types.Int) bool) func(l, r ref.Val) ref.Val {
+		return func(l, r ref.Val) ref.Val {
+			c, ok := l.(traits.Comparer)
+			if !ok {
+				return types.MaybeNoSuchOverloadErr(l)
+			}
+			n, ok := c.Compare(r).(types.Int)
+			if !ok {
+				return types.MaybeNoSuchOverloadErr(r)
+			}
+			return types.Bool(holds(n))
+		}
+	}
+	m := &mixed{InterpretableCall: call, left: call.Args()[0], right: call.Args()[1]}
+	switch call.Function() {
+	case operators.Less:
+		m.apply = compare(func(n types.Int) bool { return n < 0 })
+	case operators.LessEquals:
+		m.apply = compare(func(n types.Int) bool { return n <= 0 })
+	case operators.Greater:
+		m.apply = compare(func(n types.Int) bool { return n > 0 })
+	case operators.GreaterEquals:
+		m.apply = compare(func(n types.Int) bool { return n >= 0 })
+	case operators.Equals:
+		m.apply = types.Equal
+	case operators.NotEquals:
+		m.apply = func(l, r ref.Val) ref.Val {
+			if eq, ok := types.Equal(l, r).(types.Bool); ok {
+				return !eq
+			}
+			return types.MaybeNoSuchOverloadErr(r)
+		}
+	case operators.In:
+		m.apply = in
+	case operators.Add:
+		m.apply = arithmetic(traits.Adder.Add)
+	case operators.Subtract:
+		m.apply = arithmetic(traits.Subtractor.Subtract)
+	case operators.Multiply:
+		m.apply = arithmetic(traits.Multiplier.Multiply)
+	case operators.Divide:
+		m.apply = arithmetic(traits.Divider.Divide)
+	default:
+		return i, nil
+	}
+	return m, nil
+}
+
+// in looks for a value in a list, or for a key in a map.
+func in(l, r ref.Val) ref.Val {
+	list, ok := r.(traits.Lister)
+	if !ok {
+		if c, ok := r.(traits.Container); ok {
+			return c.Contains(l)
+		}
+		return types.MaybeNoSuchOverloadErr(r)
+	}
+	d, numeric := toDecimal(l)
+	for it := list.Iterator(); it.HasNext() == types.True; {
+		el := it.Next()
+		if numeric && d.Equal(el) == types.True || !numeric && types.Equal(l, el) == types.True {
+			return types.True
+		}
+	}
+	return types.False
+}
+
+func arithmetic[T any](f func(l T, r ref.Val) ref.Val) func(l, r ref.Val) ref.Val {
+	return func(l, r ref.Val) ref.Val {
+		if l, ok := l.(T); ok {
+			return f(l, r)
+		}
+		return types.MaybeNoSuchOverloadErr(l)
+	}
+}
 
 // adapter makes CEL values of what Row and Event hold.
 type adapter struct{}

@@ -9,10 +9,12 @@
 //
 // Variables of a row condition: old and new (maps of column to value; a value
 // that is not known is absent, so has(old.x) tells), changed (list of column
-// names), op ("insert", "update", "delete") and tx (map with xid and
-// commit_time). Of an event condition: event (the payload's event object), data
-// and changed (maps). Integers are CEL ints, numerics are decimals, NULL is null;
-// decimal("0.5") makes a decimal, also from a payload's string.
+// names), op ("insert", "update", "delete", "clock") and tx (map with xid and
+// commit_time); in a rule by the clock only new and op tell something. Of an event
+// condition: event (the payload's event object), data and changed (maps). Integers
+// are CEL ints, numerics are decimals, NULL is null; decimal("0.5") makes a decimal,
+// also from a payload's string. A decimal and a number may stand on either side of an
+// operator.
 package expr
 
 import (
@@ -45,7 +47,10 @@ type Condition struct {
 	text    string
 	program cel.Program
 	columns map[string][]string // variable -> fields it selects; nil means all
+	places  map[string]place    // variable -> where it first stands
 }
+
+type place struct{ line, column int }
 
 // String returns the expression's text.
 func (c *Condition) String() string { return c.text }
@@ -55,6 +60,13 @@ func (c *Condition) String() string { return c.text }
 func (c *Condition) Columns(variable string) (names []string, all bool) {
 	names, used := c.columns[variable]
 	return names, used && names == nil
+}
+
+// Place returns where the condition first names a variable, counted as in Error. ok
+// is false when it does not.
+func (c *Condition) Place(variable string) (line, column int, ok bool) {
+	p, ok := c.places[variable]
+	return p.line, p.column, ok
 }
 
 // CompileRow compiles a condition over a row change.
@@ -80,7 +92,7 @@ func CompileEvent(text string) (*Condition, error) {
 }
 
 func compile(text string, vars ...cel.EnvOption) (*Condition, error) {
-	env, err := cel.NewEnv(append(vars, cel.CustomTypeAdapter(adapter{}), decimalFunction())...)
+	env, err := cel.NewEnv(append(vars, cel.CustomTypeAdapter(adapter{}), cel.CrossTypeNumericComparisons(true), decimalFunction())...)
 	if err != nil {
 		return nil, fmt.Errorf("make expression environment: %w", err)
 	}
@@ -94,22 +106,37 @@ func compile(text string, vars ...cel.EnvOption) (*Condition, error) {
 	if out := checked.OutputType(); !out.IsExactType(cel.BoolType) && !out.IsExactType(cel.DynType) {
 		return nil, &Error{Line: 1, Column: 1, Text: fmt.Sprintf("the condition is of type %s, want true or false", out)}
 	}
-	program, err := env.Program(checked, cel.CostLimit(costLimit), cel.EvalOptions(cel.OptOptimize))
+	program, err := env.Program(checked, cel.CustomDecoratorV2(mix), cel.CostLimit(costLimit))
 	if err != nil {
 		return nil, &Error{Line: 1, Column: 1, Text: err.Error()}
 	}
-	return &Condition{text: text, program: program, columns: selections(checked.NativeRep().Expr())}, nil
+	c := &Condition{text: text, program: program, places: map[string]place{}}
+	c.columns = selections(checked.NativeRep().Expr(), func(ident ast.Expr) {
+		at := checked.NativeRep().SourceInfo().GetStartLocation(ident.ID())
+		p := place{at.Line(), at.Column() + 1}
+		if was, ok := c.places[ident.AsIdent()]; !ok || p.line < was.line || p.line == was.line && p.column < was.column {
+			c.places[ident.AsIdent()] = p
+		}
+	})
+	for _, name := range c.columns["tx"] {
+		if name != "xid" && name != "commit_time" {
+			p := c.places["tx"]
+			return nil, &Error{Line: p.line, Column: p.column, Text: fmt.Sprintf("tx has no %s; it has xid and commit_time", name)}
+		}
+	}
+	return c, nil
 }
 
 // selections finds, for each variable, the fields that the expression selects
-// from it with a dot or a constant index.
-func selections(root ast.Expr) map[string][]string {
+// from it with a dot or a constant index. met is called for each variable met.
+func selections(root ast.Expr, met func(ident ast.Expr)) map[string][]string {
 	found := map[string][]string{}
 	var walk func(e ast.Expr)
 	note := func(variable ast.Expr, field string) bool {
 		if variable.Kind() != ast.IdentKind {
 			return false
 		}
+		met(variable)
 		name := variable.AsIdent()
 		if names, used := found[name]; used && names == nil {
 			return true
@@ -122,6 +149,7 @@ func selections(root ast.Expr) map[string][]string {
 	walk = func(e ast.Expr) {
 		switch e.Kind() {
 		case ast.IdentKind:
+			met(e)
 			found[e.AsIdent()] = nil
 		case ast.SelectKind:
 			if s := e.AsSelect(); !note(s.Operand(), s.FieldName()) {

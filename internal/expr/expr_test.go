@@ -40,6 +40,18 @@ func TestRow(t *testing.T) {
 		{`"balance" in changed && op == "update"`, true, ""},
 		{`new.companies_id in [1, 2, 3]`, true, ""},
 		{`new.note == null`, true, ""},
+		{`1 > new.balance`, true, ""},
+		{`0.3 >= new.balance && 0.3 <= new.balance`, true, ""},
+		{`1u < old.balance`, true, ""},
+		{`10 == old.balance && 10.0 == old.balance && !(10 != old.balance)`, true, ""},
+		{`old.balance in [5, 10]`, true, ""},
+		{`10 - new.balance == decimal("9.7") && 2 * new.credit == decimal("0.2")`, true, ""},
+		{`new.companies_id * new.balance + 1 > 1.59`, true, ""},
+		{`3 / new.credit == 30`, true, ""},
+		{`2 + (1 - (1 - (1 - new.credit))) < 3`, true, ""},
+		{`"a" + new.status == "aactive" && [1] + [2] == [1, 2]`, true, ""},
+		{`"a" > new.balance`, false, "no such overload"},
+		{`null > new.balance`, false, "no such overload"},
 		{`has(old.credit)`, false, ""},
 		{`old.credit == decimal("1")`, false, "no such key: credit"},
 		{`tx.xid == 7`, true, ""},
@@ -75,6 +87,14 @@ func TestCompileErrors(t *testing.T) {
 		{"op == 'update' &&\n  op + 1 == 2", 2, 6, "no matching overload"},
 		{`"text"`, 1, 1, "want true or false"},
 		{``, 1, 1, "Syntax error"},
+		{"op ==\n  1", 1, 4, "no matching overload"},
+		{`changed == "x"`, 1, 9, "no matching overload"},
+		{`nosuch(old.a)`, 1, 7, "undeclared reference to 'nosuch'"},
+		{`size(op, 1) > 1`, 1, 5, "no matching overload"},
+		{`old.a > 1 && tx.id == 1`, 1, 14, "tx has no id; it has xid and commit_time"},
+		{`old.a ? op : changed`, 1, 7, "no matching overload"},
+		{`changed`, 1, 1, "the condition is of type list(string), want true or false"},
+		{`old.x.startsWith(1)`, 1, 17, "no matching overload"},
 	}
 	for _, tt := range tests {
 		_, err := CompileRow(tt.text)
@@ -133,6 +153,19 @@ func TestColumns(t *testing.T) {
 	}
 	if names, all := c.Columns("tx"); all || names != nil {
 		t.Errorf("tx: %v, all %v", names, all)
+	}
+}
+
+func TestPlace(t *testing.T) {
+	c, err := CompileRow("new.a == 1 &&\n  has(old.b) && old.c > 1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for variable, want := range map[string]place{"new": {1, 1}, "old": {2, 7}, "changed": {}} {
+		line, column, ok := c.Place(variable)
+		if got := (place{line, column}); got != want || ok != (want != place{}) {
+			t.Errorf("%s at %v, %v; want %v", variable, got, ok, want)
+		}
 	}
 }
 

@@ -83,7 +83,11 @@ func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication
 	}
 	var left []job
 	err = in.do(ctx, func() error {
+		in.deriver.SetNow(time.Now().Add(in.timers.skew))
 		for _, t := range tables {
+			if err := in.deriver.Attend(t.Relation, in.batch); err != nil {
+				return err
+			}
 			p, ok := in.deriver.FillPlan(t.Relation)
 			if !ok {
 				continue
@@ -200,6 +204,11 @@ func (in *Intake) logical(m *wal.Logical) error {
 func (in *Intake) apply(c *fillChunk) error {
 	for _, row := range c.rows {
 		if err := in.deriver.Fill(c.table.Relation, row, in.batch); err != nil {
+			return err
+		}
+	}
+	if c.progress.Done {
+		if err := in.deriver.Filled(c.table.Relation, in.batch); err != nil {
 			return err
 		}
 	}

@@ -43,7 +43,10 @@ type Options struct {
 	// Types are the event types that can happen, for metrics that start at zero.
 	Types []event.Type
 	// Confirm is told each position that is durable, in order.
-	Confirm    func(wal.LSN)
+	Confirm func(wal.LSN)
+	// Clock is required when the mapping has rules by the clock or thresholds that
+	// settle.
+	Clock      Clock
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	// Retry is how long to wait when the journal has no room; 0: one second.
@@ -72,6 +75,7 @@ type Intake struct {
 	batch    *journal.Batch
 	position journal.Position // of the last transaction or keepalive taken in
 	outside  event.ID         // the last id that outsideID gave, or the journal's last event
+	timers   timers
 
 	open         bool // inside a transaction
 	skipping     bool // inside one that the journal has already
@@ -130,9 +134,17 @@ func New(o Options) (*Intake, error) {
 	if err != nil {
 		return nil, err
 	}
+	in.timers.clocked = in.deriver.Clocked()
+	in.timers.answers = make(chan answer, 1)
+	if in.timers.clocked && o.Clock == nil {
+		return nil, errors.New("the mapping has rules by the clock, and there is no clock")
+	}
 	in.batch = o.Journal.NewBatch()
 	in.position, _ = o.Journal.Position()
 	in.outside = o.Journal.LastEvent()
+	if err := in.countTimers(); err != nil {
+		return nil, err
+	}
 	return in, nil
 }
 
@@ -186,9 +198,16 @@ func (in *Intake) Run(ctx context.Context, chunks <-chan *replication.Chunk) err
 		// A failed write was reported, or will be by Close.
 		_ = in.landed()
 		_ = in.pieceLanded()
+		in.endClock()
 		in.batch.Discard()
 	}()
+	again := make(chan struct{}) // always ready
+	close(again)
 	for {
+		more, err := in.fire()
+		if err != nil {
+			return err
+		}
 		if in.dirty && !in.inFlight {
 			if !in.full() {
 				select {
@@ -214,6 +233,14 @@ func (in *Intake) Run(ctx context.Context, chunks <-chan *replication.Chunk) err
 		if in.dirty && !in.inFlight {
 			idle = time.After(idleInterval)
 		}
+		moreToFire := again
+		if !more {
+			moreToFire = nil
+		}
+		due, err := in.untilDue(ctx)
+		if err != nil {
+			return err
+		}
 		select {
 		case c := <-source:
 			if err := in.take(c); err != nil {
@@ -225,6 +252,10 @@ func (in *Intake) Run(ctx context.Context, chunks <-chan *replication.Chunk) err
 			}
 		case f := <-in.calls:
 			f()
+		case a := <-in.timers.answers:
+			in.answered(a)
+		case <-due:
+		case <-moreToFire:
 		case <-idle:
 		case <-ctx.Done():
 			return in.landed()
@@ -278,7 +309,7 @@ func (in *Intake) full() bool {
 // due reports whether what the batch holds should be committed now: always when
 // there are transactions, now and then when there is but a newer position.
 func (in *Intake) due() bool {
-	return in.transactions > 0 || time.Since(in.idleSince) >= idleInterval
+	return in.transactions > 0 || in.timers.fired > 0 || time.Since(in.idleSince) >= idleInterval
 }
 
 // commit gives the batch to the journal, waiting for room if there is none.
@@ -292,7 +323,10 @@ func (in *Intake) commit(ctx context.Context) (end wal.LSN, wait func() error, e
 	if in.transactions == 0 {
 		in.idleSince = time.Now()
 	}
-	in.transactions, in.dirty = 0, false
+	in.transactions, in.timers.fired, in.dirty = 0, 0, false
+	if err := in.countTimers(); err != nil {
+		return 0, nil, err
+	}
 	return in.position.EndLSN, wait, nil
 }
 
@@ -336,15 +370,20 @@ func (in *Intake) take(c *replication.Chunk) error {
 			return err
 		}
 	}
+	var sent time.Time
 	for {
 		b, ok := c.Next()
 		if !ok {
+			if !sent.IsZero() {
+				in.timers.skew = time.Until(sent)
+			}
 			return nil
 		}
 		f, err := wal.ParseFrame(b)
 		if err != nil {
 			return fmt.Errorf("read the stream: %w", err)
 		}
+		sent = f.SendTime
 		if f.Kind == wal.FrameKeepalive {
 			// Everything before it is in the batch or in the journal already, so once
 			// the batch is durable the server may forget up to here.

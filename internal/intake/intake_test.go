@@ -72,7 +72,7 @@ func start(t *testing.T, db *pgtest.Database, dir string, m billing.Mapping, wit
 		t.Fatal(err)
 	}
 	o := Options{
-		Journal: f.journal, Mapping: m, Confirm: f.client.Confirm,
+		Journal: f.journal, Mapping: m, Confirm: f.client.Confirm, Clock: f.client.Clock(),
 		Plan: func(e *event.Event) []journal.Planned {
 			f.mu.Lock()
 			defer f.mu.Unlock()

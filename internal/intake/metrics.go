@@ -21,6 +21,8 @@ type metrics struct {
 	truncates    prometheus.Counter
 	filled       prometheus.Counter
 	filling      prometheus.Gauge
+	timers       prometheus.Gauge
+	fired        prometheus.Counter
 	blocked      prometheus.Gauge
 	durable      prometheus.Gauge
 	commitTime   prometheus.Gauge
@@ -49,6 +51,8 @@ func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 		truncates:    prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_truncates_total", Help: "TRUNCATEs of mapped tables."}),
 		filled:       prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_memory_filled_rows_total", Help: "Rows read from tables into memory."}),
 		filling:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_memory_tables_to_fill", Help: "Mapped tables whose rows are not all in memory yet."}),
+		timers:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_timers_pending", Help: "Rows' moments at which an event by the clock, or of a threshold that settles, falls due."}),
+		fired:        prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_timers_fired_total", Help: "Rows' moments that have come, whether or not they made an event."}),
 		blocked:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_blocked", Help: "1 while intake waits for room for the journal."}),
 		durable:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_durable_lsn_bytes", Help: "Position in the source's log that is durable in the journal."}),
 		commitTime:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_last_commit_timestamp_seconds", Help: "Commit time, by the source's clock, of the last transaction taken into the journal."}),
@@ -62,7 +66,7 @@ func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.transactions, m.changes, m.unmapped, m.events, m.repeated, m.broken, m.truncates,
-			m.filled, m.filling, m.blocked, m.durable, m.commitTime, m.batches, m.open, m.pieces)
+			m.filled, m.filling, m.timers, m.fired, m.blocked, m.durable, m.commitTime, m.batches, m.open, m.pieces)
 	}
 	return m
 }
