@@ -111,4 +111,5 @@ type Session struct {
 	Doubted []uint32
 
 	senderTimeout time.Duration // wal_sender_timeout as it holds for this connection
+	leaves        []uint32      // partitions of the mapped tables, sorted
 }

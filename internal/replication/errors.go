@@ -46,7 +46,8 @@ const (
 	ReasonSlotLost           Reason = "slot_lost"
 	ReasonSlotUnfit          Reason = "slot_unfit" // another plugin or database
 	ReasonPublicationMissing Reason = "publication_missing"
-	ReasonTable              Reason = "table" // missing, not published, or not fit to be
+	ReasonTable              Reason = "table"      // missing, not published, or not fit to be
+	ReasonPartitions         Reason = "partitions" // attached or detached under a server that does not notice
 	ReasonIdentityChanged    Reason = "identity_changed"
 	ReasonGap                Reason = "gap"
 	ReasonAhead              Reason = "ahead" // the journal is ahead of the server
@@ -58,7 +59,7 @@ func reasons() []Reason {
 		ReasonUnreachable, ReasonConnectionLost, ReasonSilence, ReasonStalled, ReasonServerStopped, ReasonTooManyConnections,
 		ReasonServerError, ReasonProtocol, ReasonSlotActive, ReasonConfiguration, ReasonAuthentication,
 		ReasonDatabaseMissing, ReasonPrivilege, ReasonPooler, ReasonServerUnfit, ReasonSlotMissing, ReasonSlotLost,
-		ReasonSlotUnfit, ReasonPublicationMissing, ReasonTable, ReasonIdentityChanged, ReasonGap, ReasonAhead,
+		ReasonSlotUnfit, ReasonPublicationMissing, ReasonTable, ReasonPartitions, ReasonIdentityChanged, ReasonGap, ReasonAhead,
 	}
 }
 

@@ -83,6 +83,7 @@ func (c *Client) preparePublication(ctx context.Context, conn *pgx.Conn, session
 	}
 	session.PublicationOID = publication.OID
 	session.Doubted = doubted(tables, publication)
+	session.leaves = leaves(tables)
 	return publication, nil
 }
 

@@ -21,6 +21,8 @@ import (
 //	              from Postgres 18 on not even that. Ends Run. Altered so that it
 //	              sends less: no server tells. A Fault, since a stop would bring
 //	              nothing back.
+//	partitions    attached or detached: Postgres 14 goes on with what it knew when
+//	              it first met the table, so the connection is made anew.
 //	slot          running out of the WAL that the server may keep for it. A Fault.
 //	position      the server's, to hold the stream's own against: stream.stalled.
 
@@ -125,7 +127,7 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 	c.server(slot.Current)
 	c.mu.Lock()
 	c.state.Slot, c.state.SlotPolled = slot, now
-	first, want := c.first, c.want
+	first, want, session, streaming := c.first, c.want, c.state.Session, c.state.Phase == Streaming
 	c.mu.Unlock()
 	c.setFault(FaultSlot, endangered(slot))
 	if first == nil {
@@ -147,7 +149,29 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 		}
 		c.setFault(FaultPublication, text)
 	}
+	if !streaming || len(session.leaves) == 0 || session.ServerVersion >= 150000 {
+		return nil // or the next connection has the partitions as they are
+	}
+	tables, _, err := catalog.ReadTables(ctx, conn, names(c.options.Tables))
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(leaves(tables), session.leaves) {
+		c.halt(transient(ReasonPartitions, "partitions of mapped tables were attached or detached, which Postgres before 15 does not notice while it streams: what was written to attached ones a moment ago may be missing; the connection is made anew"))
+	}
 	return nil
+}
+
+// leaves are the partitions of tables, sorted.
+func leaves(tables []catalog.Table) []uint32 {
+	var l []uint32
+	for _, t := range tables {
+		for _, leaf := range t.Leaves {
+			l = append(l, leaf.OID)
+		}
+	}
+	slices.Sort(l)
+	return l
 }
 
 // endangered says that a slot has used up most of the WAL that the server may keep
