@@ -127,7 +127,7 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 	c.server(slot.Current)
 	c.mu.Lock()
 	c.state.Slot, c.state.SlotPolled = slot, now
-	first, want, session := c.first, c.want, c.state.Session
+	first, want, session, streaming := c.first, c.want, c.state.Session, c.state.Phase == Streaming
 	c.mu.Unlock()
 	c.setFault(FaultSlot, endangered(slot))
 	if first == nil {
@@ -149,8 +149,8 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 		}
 		c.setFault(FaultPublication, text)
 	}
-	if len(session.leaves) == 0 || session.ServerVersion >= 150000 {
-		return nil
+	if !streaming || len(session.leaves) == 0 || session.ServerVersion >= 150000 {
+		return nil // or the next connection has the partitions as they are
 	}
 	tables, _, err := catalog.ReadTables(ctx, conn, names(c.options.Tables))
 	if err != nil {
