@@ -97,7 +97,6 @@ func mapping(b *config.Billhook) (billing.Mapping, error) {
 		m.Entities = append(m.Entities, e)
 	}
 	if s := b.Entities.Packages; s != nil {
-		const at = "entities.packages"
 		e := p.entity(billing.Packages, s.Mapping, s.Client)
 		e.Activate = p.test(s.Activate)
 		e.Deactivate = p.test(s.Deactivate)
