@@ -119,6 +119,7 @@ type need struct {
 	at     config.Pos
 	idle   bool // it need not be published, nor be readable: it is ignored, masked or excluded
 	number bool // it is compared as an amount
+	one    bool // only one of the tables may have it
 	time   bool // it must hold a date or time
 }
 
@@ -159,26 +160,32 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 		columns(tables, false, at+".changes", t.Changes)
 		condition(tables, at+".when", t.When)
 	}
-	amount := func(tables []billing.Table, at string, n *expr.Number) {
+	amount := func(e *billing.Entity, at string, n *expr.Number) {
 		if b.At(at+".expression").Field == at+".expression" {
 			at += ".expression"
 		} else {
 			at += ".column"
 		}
 		for _, name := range n.Columns() {
-			column(tables, at, name)
+			tables, plain, ok := e.ColumnTables(n, name)
+			if !ok {
+				continue // refused already
+			}
+			column(tables, at, plain)
 			list[len(list)-1].number = true
+			list[len(list)-1].one = len(tables) > 1
 		}
 	}
 	rows := map[string][]billing.Table{} // of an entity: where its own rules look
-	for _, e := range m.Entities {
+	for i := range m.Entities {
+		e := &m.Entities[i]
 		at, main := "entities."+e.Name, []billing.Table{e.Table}
 		rows[e.Name] = main
 		columns(main, false, at+".key", e.Key)
 		columns(main, false, at+".client", e.Client)
 		columns(main, true, at+".ignore", e.Ignore)
 		// What is masked or excluded may stand in any table of the entity.
-		all := billing.Tables(billing.Mapping{Entities: []billing.Entity{e}})
+		all := billing.Tables(billing.Mapping{Entities: []billing.Entity{*e}})
 		columns(all, true, at+".mask", e.Mask)
 		columns(all, true, at+".exclude", e.Exclude)
 		for _, t := range []struct {
@@ -188,13 +195,12 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 			test(main, at+"."+t.name, ".column", ".column", t.test)
 		}
 		if e.Balance != nil {
-			table := main
 			if e.Balance.Table != nil {
-				table = []billing.Table{*e.Balance.Table}
-				columns(table, false, at+".balance.key", e.Balance.Key)
-				rows[e.Name] = append(table, e.Table)
+				side := []billing.Table{*e.Balance.Table}
+				columns(side, false, at+".balance.key", e.Balance.Key)
+				rows[e.Name] = append(side, e.Table)
 			}
-			amount(table, at+".balance", e.Balance.Amount)
+			amount(e, at+".balance", e.Balance.Amount)
 		}
 		if f := e.CustomFields; f != nil {
 			at += ".custom_fields"
@@ -222,7 +228,11 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 		}
 		test(rows[r.Entity], at, ".becomes.column", ".moves.column", &r.Test)
 		if r.Threshold != nil {
-			amount(rows[r.Entity], at+".threshold", r.Threshold.Amount)
+			for i := range m.Entities {
+				if m.Entities[i].Name == r.Entity {
+					amount(&m.Entities[i], at+".threshold", r.Threshold.Amount)
+				}
+			}
 		}
 	}
 	return list
@@ -285,6 +295,9 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 		switch {
 		case i < 0:
 			p.add(n.at, fmt.Sprintf("table %s has no column %q", here[0].Name, n.column), "correct the name; it has "+columnList(here[0]))
+		case n.one && len(here) > 1 && slices.IndexFunc(here[i+1:], has) >= 0:
+			p.add(n.at, fmt.Sprintf("column %q is in both %s and %s", n.column, here[0].Name, here[1].Name),
+				fmt.Sprintf("write it with its table: %s.%s or %s.%s", here[0].Table, n.column, here[1].Table, n.column))
 		case !n.idle && unpublished(s.Publication, here[i], n.column):
 			p.add(n.at, fmt.Sprintf("publication %q does not publish column %q of table %s", s.Publication.Name, n.column, here[i].Name),
 				"let its owner add the column to the publication's column list")

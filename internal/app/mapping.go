@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/billhook/billhook/config"
@@ -113,16 +114,79 @@ func mapping(b *config.Billhook) (billing.Mapping, error) {
 		m.Rules = append(m.Rules, p.rules(b, name, b.Events[name])...)
 	}
 	if p.err() == nil {
+		p.amounts(b, m)
+	}
+	if p.err() == nil {
 		p.excluded(b, m)
 	}
 	return m, p.err()
+}
+
+// amounts refuses columns that are written with a table that the entity does not
+// have, and conditions beside an amount over two tables that look further.
+func (p *problems) amounts(b *config.Billhook, m billing.Mapping) {
+	known := func(e *billing.Entity, source config.Expr, pos config.Pos, n *expr.Number) {
+		for i, name := range n.Columns() {
+			if _, _, ok := e.ColumnTables(n, name); ok {
+				continue
+			}
+			if !source.IsZero() {
+				pos = source.At(n.Place(i))
+			}
+			tables := []string{e.Table.String()}
+			if e.Balance != nil && e.Balance.Table != nil {
+				tables = append(tables, e.Balance.Table.String())
+			}
+			p.add(pos, fmt.Sprintf("%s is not a column of the tables of %s", name, e.Name), "write the column alone, or with one of "+strings.Join(tables, ", "))
+		}
+	}
+	for i := range m.Entities {
+		e := &m.Entities[i]
+		at := "entities." + e.Name + ".balance"
+		if c := balanceOf(b, e.Name); c != nil && e.Balance != nil {
+			known(e, c.Expression, b.At(at), e.Balance.Amount)
+		}
+		for j := range m.Rules {
+			r := &m.Rules[j]
+			c, own := b.Events[string(r.Event)]
+			if r.Entity != e.Name || r.Threshold == nil || !own {
+				continue
+			}
+			at := "events[" + string(r.Event) + "]"
+			known(e, c.Threshold.Expression, b.At(at+".threshold"), r.Threshold.Amount)
+			if r.When == nil || !e.TwoTables(r.Threshold.Amount) {
+				continue
+			}
+			for _, variable := range []string{"old", "new"} {
+				names, _ := r.When.Columns(variable)
+				for _, name := range names {
+					if slices.Contains(r.Threshold.Amount.Columns(), name) || slices.Contains(e.Key, name) {
+						continue
+					}
+					line, column, _ := r.When.Place(variable)
+					p.add(c.When.At(line, column), fmt.Sprintf("the condition looks at column %q, and where an amount is over two tables only the expression's columns are known", name),
+						"use "+strings.Join(r.Threshold.Amount.Columns(), ", ")+", or a condition of the handler")
+				}
+			}
+		}
+	}
+}
+
+func balanceOf(b *config.Billhook, entity string) *config.Balance {
+	switch {
+	case entity == billing.Clients && b.Entities.Clients != nil:
+		return b.Entities.Clients.Balance
+	case entity == billing.Accounts && b.Entities.Accounts != nil:
+		return b.Entities.Accounts.Balance
+	}
+	return nil
 }
 
 // excluded refuses expressions that look at columns that are not read.
 func (p *problems) excluded(b *config.Billhook, m billing.Mapping) {
 	for _, n := range needs(b, m) {
 		for _, e := range m.Entities {
-			if !n.idle && n.tables[0] == e.Table && slices.Contains(e.Exclude, n.column) {
+			if !n.idle && slices.Contains(n.tables, e.Table) && (n.tables[0] == e.Table || n.one) && slices.Contains(e.Exclude, n.column) {
 				p.add(n.at, fmt.Sprintf("the column %q is needed here but excluded", n.column), "remove it from exclude, or put it into mask")
 			}
 		}

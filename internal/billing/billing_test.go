@@ -105,7 +105,11 @@ func value(s string) wal.Value {
 func (s *script) table(line string) {
 	f := strings.Fields(line)
 	schema, name, _ := strings.Cut(f[0], ".")
-	rel := &wal.Relation{ID: uint32(len(s.rels) + 1), Schema: schema, Name: name, Identity: s.identity}
+	identity := s.identity
+	if whole, full := strings.CutSuffix(name, "!full"); full { // under any identity of the others
+		name, identity = whole, wal.IdentityFull
+	}
+	rel := &wal.Relation{ID: uint32(len(s.rels) + 1), Schema: schema, Name: name, Identity: identity}
 	for _, c := range f[1:] {
 		col, typ, _ := strings.Cut(c, ":")
 		pk := strings.HasSuffix(typ, "*")
@@ -115,7 +119,7 @@ func (s *script) table(line string) {
 			s.t.Fatalf("no type %q", typ)
 		}
 		s.primary[name+"."+col] = pk
-		rel.Columns = append(rel.Columns, wal.Column{Name: col, Type: oid, Modifier: -1, Key: pk || s.identity == wal.IdentityFull})
+		rel.Columns = append(rel.Columns, wal.Column{Name: col, Type: oid, Modifier: -1, Key: pk || identity == wal.IdentityFull})
 	}
 	s.rels[name] = rel
 	if s.rows[name] == nil {
@@ -146,7 +150,7 @@ func (s *script) set(rel *wal.Relation, tuple wal.Tuple, assignments []string) {
 
 // old is the old tuple that the identity sends.
 func (s *script) old(rel *wal.Relation, row wal.Tuple, keyChanged, deleted bool) (wal.Tuple, wal.OldKind) {
-	if s.identity == wal.IdentityFull {
+	if rel.Identity == wal.IdentityFull {
 		return row, wal.OldFull
 	}
 	if !keyChanged && !deleted {
@@ -188,6 +192,9 @@ func (s *script) line(line string) {
 			fmt.Fprintf(&s.out, ", next %s", due.UTC().Format(time.RFC3339Nano))
 		}
 		fmt.Fprintln(&s.out)
+		return
+	case "filled": // there was nothing to fill
+		s.d.SetFilling(false)
 		return
 	case "restart":
 		s.d = s.make()
@@ -468,6 +475,16 @@ func mappings(t *testing.T) map[string]Mapping {
 			{Event: "accounts.low", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), Below: true, OnCreate: true, PerChange: true, Settle: time.Minute}, Test: Test{When: mustCondition(t, `new.name != "test" && !has(old.nosuch)`)}},
 			{Event: "accounts.well", Entity: Accounts, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), OnCreate: true, PerChange: true, Settle: time.Minute}},
 			{Event: "accounts.at_once", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Value: mustDecimal(t, "10"), Below: true}},
+		}},
+		"joint": {Source: "billing", Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"},
+				Balance: &Balance{Table: &side, Key: []string{"clients_id"}, Amount: mustNumber(t, "balance + credit")},
+			},
+		}, Rules: []Rule{
+			{Event: "clients.low", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "balance + credit - reserve"), Value: mustDecimal(t, "10"), Below: true, OnCreate: true, Settle: time.Minute}},
+			{Event: "clients.in_debt", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "clients_balances.balance"), Value: mustDecimal(t, "-50"), Below: true}},
+			{Event: "clients.credit_gone", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "clients.credit"), Below: true}},
 		}},
 		"composite": {Source: "billing", Entities: []Entity{
 			{

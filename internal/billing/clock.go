@@ -229,7 +229,11 @@ func (d *Deriver) setTimers(r *row, op wal.Op, mem Memory) error {
 		c.entry.timers = timers
 	}
 	if op == wal.Delete {
-		return nil
+		if !found || r.leaves() {
+			return nil
+		}
+		c.entry.timers = nil // of a row that no table has, and now neither of the two
+		return d.storeTimers(r.plan, r.key, mem)
 	}
 
 	commit := micros(d.tx.begin.CommitTime)

@@ -120,7 +120,7 @@ func New(m Mapping, o Options) (*Deriver, error) {
 		}
 		var side *mapped
 		if e.Balance != nil && e.Balance.Table != nil {
-			side = &mapped{entity: e, role: balanceRow, rules: catalogue(e, balanceRow), prefix: e.Name + ".balance\x00"}
+			side = &mapped{entity: e, role: balanceRow, prefix: e.Name + ".balance\x00"}
 			if err := add(*e.Balance.Table, side); err != nil {
 				return nil, err
 			}
@@ -130,16 +130,35 @@ func New(m Mapping, o Options) (*Deriver, error) {
 				return nil, err
 			}
 		}
+		both := &joint{mapped: &mapped{entity: e, role: jointRow, prefix: e.Name + ".joint\x00"}}
+		if side != nil {
+			for _, r := range balanceRules(e) {
+				if err := e.place(*r, main, side, both); err != nil {
+					return nil, err
+				}
+			}
+			// The balance alone makes no update event, wherever it stands.
+			if h, column, _ := e.qualified(e.Balance.Amount.Columns()[0]); h != sideTable && e.homeOf(e.Balance.Amount) != sideTable {
+				main.quiet = append(main.quiet, column)
+			}
+		}
 		for j := range m.Rules {
 			r := &m.Rules[j]
-			if r.Entity != e.Name {
-				continue
+			switch {
+			case r.Entity != e.Name:
+			case r.Threshold == nil:
+				main.rules = append(main.rules, r)
+			default:
+				if err := e.place(*r, main, side, both); err != nil {
+					return nil, err
+				}
 			}
-			if side != nil && r.Threshold != nil && slices.Contains(r.Threshold.Amount.Columns(), e.Balance.Amount.Columns()[0]) {
-				side.rules = append(side.rules, r)
-				continue
+		}
+		if len(both.rules) > 0 {
+			main.joint, side.joint = both, both
+			if err := add(both.table(), both.mapped); err != nil {
+				return nil, err
 			}
-			main.rules = append(main.rules, r)
 		}
 	}
 	return d, nil
@@ -159,6 +178,11 @@ func (d *Deriver) Reset(doubted ...uint32) {
 	d.doubted = doubted
 	d.tx.reset(wal.Begin{})
 	clear(d.plans)
+	for _, m := range d.tables {
+		if m.joint != nil {
+			m.joint.plan = nil
+		}
+	}
 	// What a transaction that is forgotten has written is gone from memory.
 	d.layouts, d.layoutsLoaded = nil, false
 	d.clock.known, d.clock.forms = false, nil
@@ -183,6 +207,7 @@ func (d *Deriver) plan(rel *wal.Relation) *plan {
 			}
 			if p != nil {
 				p.seal = d.opts.Seal
+				d.join(p)
 			}
 		}
 		d.plans[rel] = p
@@ -202,7 +227,9 @@ func (d *Deriver) Change(c *wal.Change) bool {
 	p.hide(c.New)
 	p.hide(c.Old)
 	var ok bool
-	d.keyBuf, ok = d.tx.change(p, c, d.keyBuf)
+	if d.keyBuf, ok = d.tx.change(p, c, d.keyBuf); ok && p.joins != nil {
+		d.joinChange(p, c)
+	}
 	return ok
 }
 
@@ -215,6 +242,9 @@ func (d *Deriver) Truncate(rel *wal.Relation) bool {
 		return false
 	}
 	d.tx.truncate(p)
+	if p.joins != nil {
+		d.tx.truncate(p.joins.plan)
+	}
 	return true
 }
 
@@ -468,6 +498,9 @@ func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 		return err
 	}
 	rec := &d.rec
+	if r.role == jointRow {
+		op = d.joined(r)
+	}
 
 	// Where do the thresholds stand?
 	d.crossed = slices.Grow(d.crossed[:0], len(r.gauges))[:len(r.gauges)]
@@ -545,6 +578,9 @@ func (d *Deriver) keep(r *row, op wal.Op, keepSides bool, mem Memory) error {
 	if !r.usesMemory() {
 		return nil
 	}
+	if r.role == jointRow {
+		return d.keepJoint(r, op, mem)
+	}
 	if !d.aside && (!r.plan.full || d.rec.found || r.wasKey != nil || len(r.plan.at) > 0) {
 		d.vacate(r, mem)
 	}
@@ -558,6 +594,11 @@ func (d *Deriver) keep(r *row, op wal.Op, keepSides bool, mem Memory) error {
 		}
 		return nil
 	}
+	return d.remind(r, mem)
+}
+
+// remind writes what is known of a row that is there.
+func (d *Deriver) remind(r *row, mem Memory) error {
 	if err := d.settle(r.plan, mem); err != nil {
 		return err
 	}

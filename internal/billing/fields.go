@@ -235,7 +235,7 @@ func (d *Deriver) clientOp(f *row, mem Memory) (wal.Op, error) {
 // forget drops the memory of a row. While memory is being filled it leaves a mark
 // instead, so that a chunk read before the deletion does not bring the row back.
 func (d *Deriver) forget(p *plan, key []byte, mem Memory) {
-	if d.filling && (!p.full || len(p.at) > 0) {
+	if d.filling && p.role != jointRow && (!p.full || len(p.at) > 0) {
 		mem.SetMemory(key, []byte{recordVersion, 0})
 		return
 	}
@@ -263,13 +263,23 @@ type FillPlan struct {
 // nothing that the stream does not bring.
 func (d *Deriver) FillPlan(rel *wal.Relation) (f FillPlan, ok bool) {
 	p := d.plan(rel)
-	if p == nil || !p.fills() {
+	if p == nil || !p.fills() && p.joins == nil {
 		return f, false
 	}
-	f.Form = p.layout.Table + " " + strings.Join(p.layout.Slots, " ")
+	f.Form = p.layout.Table
+	if p.fills() {
+		f.Form += " " + strings.Join(p.layout.Slots, " ")
+	}
+	joined := make([]bool, len(rel.Columns))
+	if p.joins != nil {
+		for _, pair := range p.joins.pairs {
+			joined[pair[0]] = true
+			f.Form += " +" + rel.Columns[pair[0]].Name
+		}
+	}
 	f.Key = p.key
 	for i := range rel.Columns {
-		if p.watch[i] != watchNot || slices.Contains(p.key, i) || len(p.at) > 0 && !p.hidden[i] {
+		if p.watch[i] != watchNot || joined[i] || slices.Contains(p.key, i) || len(p.at) > 0 && !p.hidden[i] {
 			f.Columns = append(f.Columns, i)
 		}
 	}
@@ -281,7 +291,15 @@ func (d *Deriver) FillPlan(rel *wal.Relation) (f FillPlan, ok bool) {
 // chunk read beside it.
 func (d *Deriver) Fill(rel *wal.Relation, tuple wal.Tuple, mem Memory) error {
 	p := d.plan(rel)
-	if p == nil || !p.fills() {
+	if p == nil {
+		return nil
+	}
+	if p.joins != nil {
+		if err := d.fillJoint(p, tuple, mem); err != nil {
+			return err
+		}
+	}
+	if !p.fills() {
 		return nil
 	}
 	var ok bool

@@ -20,24 +20,24 @@ const (
 	mainRow    role = iota // the entity's own table
 	balanceRow             // the table beside clients that holds the balance
 	fieldRow               // the table beside clients that holds custom fields, one row each
+	jointRow               // columns of the entity's row and of the balance's, see joint
 )
 
 // mapped is one table of the mapping: which entity it serves and how.
 type mapped struct {
 	entity *Entity
 	role   role
-	rules  []*Rule // in catalogue order
-	prefix string  // of memory keys
+	rules  []*Rule  // in catalogue order
+	prefix string   // of memory keys
+	quiet  []string // columns whose change alone is no update, beside those that rules name
+	joint  *joint   // to which the table's rows give columns, or nil
 }
 
 // catalogue returns the built-in rules of an entity that stand on its table with
 // the given role, in the order in which their events of one row are told.
 func catalogue(e *Entity, r role) []*Rule {
-	switch {
-	case r == fieldRow:
-		return nil // folded over rows: see Deriver.fields
-	case r == balanceRow:
-		return balanceRules(e)
+	if r != mainRow {
+		return nil
 	}
 	var rules []*Rule
 	add := func(r Rule) { r.Entity = e.Name; rules = append(rules, &r) }
@@ -209,6 +209,7 @@ type plan struct {
 	layout  Layout
 	targets []target
 	foreign map[uint32][]target
+	joins   *joins // what the rows give to the row that no table has, or nil
 	form    uint32 // of images beside timers; 0: not known yet
 }
 
@@ -240,7 +241,10 @@ func newPlan(m *mapped, rel *wal.Relation, full bool) (p *plan, notices []Notice
 		p.kinds[i] = kindOf(c.Type)
 		p.hidden[i] = slices.Contains(m.entity.Exclude, c.Name)
 		p.masked[i] = slices.Contains(m.entity.Mask, c.Name)
-		p.quiet[i] = p.hidden[i] || slices.Contains(m.entity.Ignore, c.Name)
+		p.quiet[i] = p.hidden[i] || slices.Contains(m.entity.Ignore, c.Name) || slices.Contains(m.quiet, c.Name)
+		if m.role == jointRow {
+			p.hidden[i] = c.Name == mainThere || c.Name == sideThere
+		}
 	}
 
 	key := m.entity.Key
@@ -318,6 +322,11 @@ func newPlan(m *mapped, rel *wal.Relation, full bool) (p *plan, notices []Notice
 	}
 	for _, i := range p.key {
 		p.watch[i] = watchNot // the key of the memory already says it
+	}
+	if m.role == jointRow {
+		for _, name := range []string{mainThere, sideThere} {
+			p.watch[column(name)] = watchText
+		}
 	}
 	p.plot()
 	return p, notices

@@ -9,12 +9,13 @@ import (
 )
 
 // Number is a compiled arithmetic expression over columns, such as
-// "balance + credit". It knows columns, decimal literals, + - * / and brackets,
+// "balance + credit". It knows columns, with their table or without, decimal literals, + - * / and brackets,
 // and counts exactly: it is what thresholds judge, for every change, so it is not
 // CEL. It is safe for concurrent use.
 type Number struct {
 	text    string
 	columns []string
+	places  []place // where each column first stands
 	steps   []step
 }
 
@@ -46,6 +47,19 @@ func (n *Number) String() string { return n.text }
 // Columns returns the columns the expression looks at, in the order in which they
 // first stand in it.
 func (n *Number) Columns() []string { return n.columns }
+
+// Place returns where Columns()[i] first stands, counted as in Error.
+func (n *Number) Place(i int) (line, column int) { return n.places[i].line, n.places[i].column }
+
+// Rename returns the expression over columns of other names. The text stays.
+func (n *Number) Rename(name func(string) string) *Number {
+	r := *n
+	r.columns = make([]string, len(n.columns))
+	for i, c := range n.columns {
+		r.columns[i] = name(c)
+	}
+	return &r
+}
 
 // Eval computes the expression. column gives the value of Columns()[i]; when it
 // returns false, and when the result is not exact (a division by zero), so does
@@ -96,11 +110,15 @@ type numberParser struct {
 	n    *Number
 }
 
+func (p *numberParser) place(at int) place {
+	before := p.text[:at]
+	return place{1 + strings.Count(before, "\n"), at - strings.LastIndex(before, "\n")}
+}
+
 func (p *numberParser) fail(format string, args ...any) error {
-	before := p.text[:p.at]
-	line := 1 + strings.Count(before, "\n")
+	at := p.place(p.at)
 	return &Error{
-		Line: line, Column: p.at - strings.LastIndex(before, "\n"),
+		Line: at.line, Column: at.column,
 		Text: fmt.Sprintf(format, args...) + "; want columns, numbers, + - * / and brackets, as in balance + credit",
 	}
 }
@@ -186,7 +204,7 @@ func (p *numberParser) factor(depth int) error {
 		return nil
 	case isNameByte(c):
 		start := p.at
-		for p.at < len(p.text) && (isNameByte(p.text[p.at]) || p.text[p.at] >= '0' && p.text[p.at] <= '9') {
+		for p.at < len(p.text) && (isNameByte(p.text[p.at]) || p.text[p.at] >= '0' && p.text[p.at] <= '9' || p.dotted()) {
 			p.at++
 		}
 		name := p.text[start:p.at]
@@ -194,11 +212,17 @@ func (p *numberParser) factor(depth int) error {
 		if i < 0 {
 			i = len(p.n.columns)
 			p.n.columns = append(p.n.columns, name)
+			p.n.places = append(p.n.places, p.place(start))
 		}
 		p.n.steps = append(p.n.steps, step{op: 'c', column: i})
 		return nil
 	}
 	return p.fail("unexpected %q", string(rune(c)))
+}
+
+// dotted reports a dot between two parts of a name.
+func (p *numberParser) dotted() bool {
+	return p.text[p.at] == '.' && p.at+1 < len(p.text) && isNameByte(p.text[p.at+1])
 }
 
 func isNameByte(c byte) bool {
