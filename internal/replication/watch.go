@@ -127,7 +127,7 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 	c.server(slot.Current)
 	c.mu.Lock()
 	c.state.Slot, c.state.SlotPolled = slot, now
-	first, want, session := c.first, c.want, c.state.Session
+	first, want, session, streaming := c.first, c.want, c.state.Session, c.state.Phase == Streaming
 	c.mu.Unlock()
 	c.setFault(FaultSlot, endangered(slot))
 	if first == nil {
@@ -138,7 +138,7 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 	case err != nil:
 		return err
 	case !found:
-		c.halt(fatal(ReasonPublicationMissing, "publication %q was dropped; what was changed since cannot be sent to slot %q any more: make the publication again, then `billhook reconcile` finds what was missed and makes a new slot", c.options.Publication, c.options.Slot))
+		c.halt(fatal(ReasonPublicationMissing, "publication %q was dropped; what was changed since cannot be sent to slot %q any more: make the publication again, then drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", c.options.Publication, c.options.Slot))
 	case want.PublicationOID != 0 && p.OID != want.PublicationOID:
 		c.halt(c.target.publicationRemade())
 	default:
@@ -149,8 +149,8 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 		}
 		c.setFault(FaultPublication, text)
 	}
-	if len(session.leaves) == 0 || session.ServerVersion >= 150000 {
-		return nil
+	if !streaming || len(session.leaves) == 0 || session.ServerVersion >= 150000 {
+		return nil // or the next connection has the partitions as they are
 	}
 	tables, _, err := catalog.ReadTables(ctx, conn, names(c.options.Tables))
 	if err != nil {
