@@ -73,6 +73,15 @@ func TestScript(t *testing.T) {
 			env.Setenv("DSN", "host=127.0.0.1 port=1 user=billhook dbname=billing sslmode=disable")
 			return nil
 		},
+		// [postgres15] holds on that version and later ones.
+		Condition: func(condition string) (bool, error) {
+			version, ok := strings.CutPrefix(condition, "postgres")
+			from, err := strconv.Atoi(version)
+			if !ok || err != nil {
+				return false, fmt.Errorf("unknown condition %q", condition)
+			}
+			return pgtest.Shared(t).Version() >= from, nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"database": func(ts *testscript.TestScript, _ bool, args []string) {
 				makeDatabase(ts, pgtest.NewDatabase(tbOf(ts)), args)
