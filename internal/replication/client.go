@@ -299,11 +299,13 @@ func (c *Client) Run(ctx context.Context, out chan<- *Chunk) error {
 			return nil
 		}
 		e := c.target.classify(err)
-		c.failed(e)
 		if e.Class == Fatal {
+			c.failed(e)
 			c.phase(Failed, e.Text)
 			return e
 		}
+		c.phase(Connecting, e.Text) // before it is counted: whoever sees the count sees no old phase
+		c.failed(e)
 		failures++
 		if time.Since(began) > 15*time.Second {
 			failures = 1
