@@ -138,7 +138,7 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 	case err != nil:
 		return err
 	case !found:
-		c.halt(fatal(ReasonPublicationMissing, "publication %q was dropped; what was changed since cannot be sent to slot %q any more: make the publication again, then drop the slot, start with a new one, with an empty journal folder; what was committed in between makes no events", c.options.Publication, c.options.Slot))
+		c.halt(fatal(ReasonPublicationMissing, "publication %q was dropped; what was changed since cannot be sent to slot %q any more: make the publication again, then `billhook reconcile` finds what was missed and makes a new slot", c.options.Publication, c.options.Slot))
 	case want.PublicationOID != 0 && p.OID != want.PublicationOID:
 		c.halt(c.target.publicationRemade())
 	default:
