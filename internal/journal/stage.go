@@ -286,7 +286,7 @@ func (j *Journal) commitStage(b *Batch) (*ack, error) {
 	position := *b.position
 	err = j.merge(func(e *edit, start time.Time, last bool) error {
 		if last {
-			j.push(e, &position, start)
+			a = j.push(e, &position, start)
 		} else {
 			j.push(e, nil, start)
 		}
