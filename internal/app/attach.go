@@ -176,11 +176,9 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 			list[len(list)-1].one = len(tables) > 1
 		}
 	}
-	rows := map[string][]billing.Table{} // of an entity: where its own rules look
 	for i := range m.Entities {
 		e := &m.Entities[i]
 		at, main := "entities."+e.Name, []billing.Table{e.Table}
-		rows[e.Name] = main
 		columns(main, false, at+".key", e.Key)
 		columns(main, false, at+".client", e.Client)
 		columns(main, true, at+".ignore", e.Ignore)
@@ -198,7 +196,6 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 			if e.Balance.Table != nil {
 				side := []billing.Table{*e.Balance.Table}
 				columns(side, false, at+".balance.key", e.Balance.Key)
-				rows[e.Name] = append(side, e.Table)
 			}
 			amount(e, at+".balance", e.Balance.Amount)
 		}
@@ -226,14 +223,18 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 		if _, own := b.Events[string(r.Event)]; !own {
 			continue // the way back of another one
 		}
-		test(rows[r.Entity], at, ".becomes.column", ".moves.column", &r.Test)
+		e := &m.Entities[slices.IndexFunc(m.Entities, func(e billing.Entity) bool { return e.Name == r.Entity })]
+		rows := []billing.Table{e.Table} // where the rule looks
 		if r.Threshold != nil {
-			for i := range m.Entities {
-				if m.Entities[i].Name == r.Entity {
-					amount(&m.Entities[i], at+".threshold", r.Threshold.Amount)
-				}
+			amount(e, at+".threshold", r.Threshold.Amount)
+			if tables, _, ok := e.ColumnTables(r.Threshold.Amount, r.Threshold.Amount.Columns()[0]); ok {
+				rows = tables
+			}
+			if e.TwoTables(r.Threshold.Amount) {
+				continue // its condition knows the expression's columns alone
 			}
 		}
+		test(rows, at, ".becomes.column", ".moves.column", &r.Test)
 	}
 	return list
 }
@@ -292,6 +293,11 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 				p.add(n.at, fmt.Sprintf("column %q of table %s is of type %s, which cannot be compared as an amount", n.column, here[i].Name, c.Type), "map a column of type numeric or of integers")
 			}
 		}
+		if i >= 0 && n.time {
+			if c, _ := here[i].Column(n.column); !c.Time() {
+				p.add(n.at, fmt.Sprintf("column %q of table %s is of type %s, which is no time", n.column, here[i].Name, c.Type), "name a column of type date, timestamp or timestamp with time zone")
+			}
+		}
 		switch {
 		case i < 0:
 			p.add(n.at, fmt.Sprintf("table %s has no column %q", here[0].Name, n.column), "correct the name; it has "+columnList(here[0]))
@@ -301,9 +307,6 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 		case !n.idle && unpublished(s.Publication, here[i], n.column):
 			p.add(n.at, fmt.Sprintf("publication %q does not publish column %q of table %s", s.Publication.Name, n.column, here[i].Name),
 				"let its owner add the column to the publication's column list")
-		case n.time && !timely(here[i], n.column):
-			c, _ := here[i].Column(n.column)
-			p.add(n.at, fmt.Sprintf("column %q of table %s is of type %s, which is no time", n.column, here[i].Name, c.Type), "name a column of type date, timestamp or timestamp with time zone")
 		}
 	}
 	return p.err()
@@ -321,13 +324,6 @@ func unpublished(p *catalog.Publication, t catalog.Table, column string) bool {
 	}
 	published, ok := p.Table(t.Name)
 	return ok && published.Columns != nil && !slices.Contains(published.Columns, column)
-}
-
-// timely reports whether a column can hold a date and time. Of a domain that is not
-// known.
-func timely(t catalog.Table, column string) bool {
-	c, _ := t.Column(column)
-	return c.TypeKind != 'b' || slices.Contains([]uint32{1082, 1114, 1184}, c.TypeOID)
 }
 
 func columnList(t catalog.Table) string {

@@ -169,7 +169,7 @@ func checkedTables(b *config.Billhook, m billing.Mapping) []doctor.Table {
 func checkedColumns(b *config.Billhook, m billing.Mapping) []doctor.Column {
 	var out []doctor.Column
 	for _, n := range needs(b, m) {
-		c := doctor.Column{Name: n.column, Use: n.at.String(), Idle: n.idle, Number: n.number}
+		c := doctor.Column{Name: n.column, Use: n.at.String(), Idle: n.idle, Number: n.number, Time: n.time, One: n.one}
 		for _, t := range n.tables {
 			c.Tables = append(c.Tables, catalog.Name{Schema: t.Schema, Table: t.Name})
 		}

@@ -157,15 +157,20 @@ func (p *problems) amounts(b *config.Billhook, m billing.Mapping) {
 			if r.When == nil || !e.TwoTables(r.Threshold.Amount) {
 				continue
 			}
+			seen := slices.Clone(e.Key)
+			for _, name := range r.Threshold.Amount.Columns() {
+				_, plain, _ := e.ColumnTables(r.Threshold.Amount, name)
+				seen = append(seen, plain)
+			}
 			for _, variable := range []string{"old", "new"} {
 				names, _ := r.When.Columns(variable)
 				for _, name := range names {
-					if slices.Contains(r.Threshold.Amount.Columns(), name) || slices.Contains(e.Key, name) {
+					if slices.Contains(seen, name) || slices.Contains(r.Threshold.Amount.Columns(), name) {
 						continue
 					}
 					line, column, _ := r.When.Place(variable)
 					p.add(c.When.At(line, column), fmt.Sprintf("the condition looks at column %q, and where an amount is over two tables only the expression's columns are known", name),
-						"use "+strings.Join(r.Threshold.Amount.Columns(), ", ")+", or a condition of the handler")
+						"use "+strings.Join(seen, ", ")+", or a condition of the handler")
 				}
 			}
 		}

@@ -62,6 +62,8 @@ type Column struct {
 	Tables []catalog.Name // mapped tables; one of them must have it
 	Idle   bool           // it need be neither published nor readable
 	Number bool           // it is compared as an amount
+	Time   bool           // it is read as a date or time
+	One    bool           // only one of Tables may have it
 }
 
 // Options of Run. DSN, Slot and Publication are required.

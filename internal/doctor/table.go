@@ -184,6 +184,12 @@ func (r *report) columns(f *facts, t catalog.Table, check string) {
 		if c.Number && !column.Number() {
 			r.add(check, Fail, "# map a column of type numeric or of integers", "%scolumn %q is of type %s, which cannot be compared as an amount: its event would never fire", place(c.Use), c.Name, column.Type)
 		}
+		if c.Time && !column.Time() {
+			r.add(check, Fail, "# map a column of type date, timestamp or timestamp with time zone", "%scolumn %q is of type %s, which is no time: its event would never fire", place(c.Use), c.Name, column.Type)
+		}
+		if c.One && slices.ContainsFunc(here[i+1:], func(t catalog.Table) bool { _, ok := t.Column(c.Name); return ok }) {
+			r.add(check, Fail, "# write it with its table, such as "+here[i].Table+"."+c.Name, "%scolumn %q is in more than one of the tables of the expression", place(c.Use), c.Name)
+		}
 		published, listed := false, false
 		if f.publication != nil {
 			p, ok := f.publication.Table(here[i].Name)

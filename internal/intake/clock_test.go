@@ -266,3 +266,48 @@ func TestWhen(t *testing.T) {
 		run.Wait()
 	})
 }
+
+// TestTwoTables: an amount that stands in two tables crosses by a change of either,
+// also when the rows were there before, and when only one of the tables has FULL.
+func TestTwoTables(t *testing.T) {
+	for _, full := range []string{"clients", "balances"} {
+		t.Run(full+" full", func(t *testing.T) {
+			db := pgtest.NewDatabase(t, "CREATE TABLE clients (id bigint PRIMARY KEY, name text, credit numeric)",
+				"CREATE TABLE balances (client bigint PRIMARY KEY REFERENCES clients ON UPDATE CASCADE ON DELETE CASCADE, balance numeric)",
+				"ALTER TABLE "+full+" REPLICA IDENTITY FULL",
+				"INSERT INTO clients SELECT i, 'c', 10 FROM generate_series(1, 4) i", "INSERT INTO balances SELECT i, 5 FROM generate_series(1, 4) i")
+			amount, err := expr.CompileNumber("balance + credit")
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := billing.Mapping{Source: "test", Entities: []billing.Entity{{
+				Name: billing.Clients, Table: billing.Table{Schema: "public", Name: "clients"}, Key: []string{"id"},
+				Balance: &billing.Balance{Table: &billing.Table{Schema: "public", Name: "balances"}, Key: []string{"client"}, Amount: amount},
+			}}}
+			dir := t.TempDir() + "/j"
+			f := start(t, db, dir, m)
+			if err := f.fill(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			check := func(sql string, want ...string) {
+				t.Helper()
+				db.Exec(t, sql)
+				got := f.settle()
+				slices.Sort(got)
+				if !slices.Equal(got, want) {
+					t.Errorf("%s: %v, want %v", sql, got, want)
+				}
+			}
+			check("UPDATE balances SET balance = -10 WHERE client = 1", "clients.balance_zero 1")
+			check("UPDATE clients SET credit = 11 WHERE id = 1", "clients.balance_notzero 1", "clients.update 1")
+			check("BEGIN; UPDATE clients SET credit = 0; UPDATE balances SET balance = 20; COMMIT", "clients.update 1", "clients.update 2", "clients.update 3", "clients.update 4")
+			f.stop()
+			f = start(t, db, dir, m)
+			check("UPDATE clients SET credit = -20 WHERE id = 2", "clients.balance_zero 2", "clients.update 2")
+			check("UPDATE clients SET id = 20 WHERE id = 2", "clients.update 20")
+			check("UPDATE balances SET balance = 21 WHERE client = 20", "clients.balance_notzero 20")
+			check("DELETE FROM clients WHERE id = 20", "clients.delete 20")
+			check("UPDATE balances SET balance = 0 WHERE client = 3", "clients.balance_zero 3")
+		})
+	}
+}

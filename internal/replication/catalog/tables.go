@@ -75,6 +75,16 @@ func (c Column) Number() bool {
 	return c.TypeKind == 'd'
 }
 
+// Time reports whether the column can be read as a date and time. Of a domain that is
+// not known, so it can.
+func (c Column) Time() bool {
+	switch c.TypeOID {
+	case 1082, 1114, 1184: // date, timestamp, timestamptz
+		return true
+	}
+	return c.TypeKind == 'd'
+}
+
 // Column finds a column by name.
 func (t Table) Column(name string) (Column, bool) {
 	i := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == name })
