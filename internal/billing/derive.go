@@ -518,13 +518,19 @@ func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 			d.crossed[i] = stayed // followed below, change by change
 			continue
 		}
-		d.crossed[i], next = judge(op, from, rec.sides[i], to)
+		d.crossed[i], next = judge(op, from, rec.sides[i], to, g.onCreate)
 		d.crossed[i] = d.turn(r, i, d.crossed[i], toldSide(from, rec.sides[i]))
 		if to == above || to == below {
 			next = slotUnknown
 		}
 		d.sides[i] = next
 		keepSides = keepSides || next != slotUnknown
+	}
+
+	if op == wal.Delete && len(r.plan.at) > 0 {
+		if _, err := d.loadRowTimers(r, mem); err != nil {
+			return err
+		}
 	}
 
 	// Which rules fire? They are asked first and told after, since an archive

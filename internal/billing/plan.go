@@ -116,6 +116,7 @@ type gauge struct {
 	hysteric  bool
 	perChange bool
 	settle    time.Duration
+	onCreate  bool // a rule tells of new rows at or below the value
 }
 
 // stand says where the amount is. text gives a column's value; it returns false
@@ -367,6 +368,7 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 			p.gauges = append(p.gauges, g)
 			p.perChange = p.perChange || g.perChange
 		}
+		p.gauges[b.gauge].onCreate = p.gauges[b.gauge].onCreate || t.Below && t.OnCreate
 	}
 	if r.Becomes != nil {
 		i := find(r.Becomes.Column, use)
@@ -421,6 +423,9 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 			names, all := r.When.Columns("new")
 			for i, c := range p.rel.Columns {
 				p.kept[i] = p.kept[i] || all || slices.Contains(names, c.Name)
+				if p.kept[i] && r.At != "" && r.On&OnDelete != 0 && !p.hidden[i] {
+					b.seen = append(b.seen, text(i)) // of a deleted row as it was last
+				}
 			}
 		}
 		if _, all := r.When.Columns("changed"); all {
