@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,14 +16,7 @@ import (
 // account's events in order, and nothing but repetitions under an equal id.
 func TestKill(t *testing.T) {
 	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("BILLHOOK_E2E_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("BILLHOOK_E2E_SEED=%d", seed)
+	seed := newSeed(t)
 	chance := rand.New(rand.NewPCG(seed, 0))
 
 	pg := pgtest.Start(t, nil)

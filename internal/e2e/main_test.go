@@ -58,6 +58,21 @@ func buildAndRun(m *testing.M) int {
 	return m.Run()
 }
 
+// newSeed is the seed of a random test, another one each time unless
+// BILLHOOK_E2E_SEED names it. It says which, so that it can be named.
+func newSeed(t testing.TB) uint64 {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("BILLHOOK_E2E_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("BILLHOOK_E2E_SEED=%d", seed)
+	return seed
+}
+
 // scaled multiplies by BILLHOOK_E2E_SCALE.
 func scaled(t testing.TB, n int) int {
 	t.Helper()

@@ -625,14 +625,7 @@ func TestModel(t *testing.T) {
 		}
 		transactions = n
 	}
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("BILLHOOK_E2E_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("BILLHOOK_E2E_SEED=%d", seed)
+	seed := newSeed(t)
 	chance := rand.New(rand.NewPCG(seed, 1))
 
 	pg := pgtest.Start(t, map[string]string{"max_replication_slots": "8", "max_wal_senders": "8"})
