@@ -486,6 +486,25 @@ func mappings(t *testing.T) map[string]Mapping {
 			{Event: "clients.in_debt", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "clients_balances.balance"), Value: mustDecimal(t, "-50"), Below: true}},
 			{Event: "clients.credit_gone", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "clients.credit"), Below: true}},
 		}},
+		"events": {Source: "billing", Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"}, Ignore: []string{"m_dt"},
+				Balance: &Balance{Amount: mustNumber(t, "balance"), OnCreate: true},
+			},
+			packages,
+		}, Rules: []Rule{
+			{Event: "clients.role_term", Entity: Clients, On: OnInsert | OnUpdate, Test: Test{Becomes: &Predicate{Column: "role", Values: []string{"term", "both"}}}},
+			{Event: "clients.left", Entity: Clients, On: OnInsert | OnUpdate, Test: Test{Becomes: &Predicate{Column: "deleted_at", Set: true}}},
+			{Event: "clients.back", Entity: Clients, On: OnUpdate, Test: Test{Becomes: &Predicate{Column: "deleted_at", Unset: true}}},
+			{Event: "clients.renamed", Entity: Clients, On: OnUpdate, Test: Test{Changes: []string{"name", "title"}}},
+			{Event: "clients.limit_down", Entity: Clients, On: OnUpdate, Test: Test{Moves: &Move{Column: "credit", Backward: true}}},
+			{Event: "clients.limit_up", Entity: Clients, On: OnUpdate, Test: Test{Moves: &Move{Column: "credit"}, When: mustCondition(t, `new.credit - old.credit >= 10`)}},
+			{Event: "clients.gone_rich", Entity: Clients, On: OnDelete, Test: Test{When: mustCondition(t, `op == "delete" && 100 < old.balance`)}},
+			{Event: "clients.touched", Entity: Clients, On: OnInsert | OnUpdate | OnDelete, Test: Test{When: mustCondition(t, `("m_dt" in changed || op != "update") && tx.xid > 0 && 3 == size("abc")`)}},
+			{Event: "clients.debt", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "balance"), Value: mustDecimal(t, "-20.5"), Below: true}},
+			{Event: "clients.debt_over", Entity: Clients, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "balance"), Value: mustDecimal(t, "-20.5")}},
+			{Event: "clients.vip_low", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "balance"), Value: mustDecimal(t, "10"), Below: true}, Test: Test{When: mustCondition(t, `new.role == "both"`)}},
+		}},
 		"composite": {Source: "billing", Entities: []Entity{
 			{
 				Name: Clients, Table: public("clients"), Key: []string{"tenant", "code"}, Balance: &Balance{Amount: mustNumber(t, "balance"), OnCreate: true},

@@ -159,10 +159,7 @@ func (d *Deriver) turn(r *row, gauge int, c crossing, told slotTag) crossing {
 		return c
 	}
 	if c == startedBelow {
-		onCreate := slices.ContainsFunc(r.rules, func(b bound) bool {
-			return b.gauge == gauge && b.Threshold.Below && b.Threshold.OnCreate
-		})
-		if !onCreate {
+		if !r.gauges[gauge].onCreate {
 			return stayed
 		}
 		// Whoever has not been told of a new row takes it to be above.

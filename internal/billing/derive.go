@@ -518,7 +518,7 @@ func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 			d.crossed[i] = stayed // followed below, change by change
 			continue
 		}
-		d.crossed[i], next = judge(op, from, rec.sides[i], to)
+		d.crossed[i], next = judge(op, from, rec.sides[i], to, g.onCreate)
 		d.crossed[i] = d.turn(r, i, d.crossed[i], toldSide(from, rec.sides[i]))
 		if to == above || to == below {
 			next = slotUnknown

@@ -116,6 +116,7 @@ type gauge struct {
 	hysteric  bool
 	perChange bool
 	settle    time.Duration
+	onCreate  bool // a rule tells of new rows at or below the value
 }
 
 // stand says where the amount is. text gives a column's value; it returns false
@@ -367,6 +368,7 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 			p.gauges = append(p.gauges, g)
 			p.perChange = p.perChange || g.perChange
 		}
+		p.gauges[b.gauge].onCreate = p.gauges[b.gauge].onCreate || t.Below && t.OnCreate
 	}
 	if r.Becomes != nil {
 		i := find(r.Becomes.Column, use)

@@ -18,8 +18,9 @@ const (
 
 // judge decides for a gauge from where the value stood, the side last seen, and
 // where it stands now. next is the side to remember: it matters only while the
-// value itself does not tell it, being exactly at the threshold, NULL or NaN.
-func judge(op wal.Op, from standing, seen slotTag, to standing) (c crossing, next slotTag) {
+// value itself does not tell it, being exactly at the threshold, NULL or NaN. onCreate
+// says that a new row at or below the threshold is told.
+func judge(op wal.Op, from standing, seen slotTag, to standing, onCreate bool) (c crossing, next slotTag) {
 	side := seen
 	switch from {
 	case above:
@@ -28,7 +29,10 @@ func judge(op wal.Op, from standing, seen slotTag, to standing) (c crossing, nex
 		side = slotBelow
 	}
 	if op == wal.Insert {
-		if to == below || to == at {
+		switch {
+		case to == at && onCreate:
+			return startedBelow, slotBelow
+		case to == below || to == at:
 			return startedBelow, slotUnknown
 		}
 		return stayed, slotUnknown
@@ -98,7 +102,7 @@ func (d *Deriver) follow(r *row, i int, mem Memory, emit emitter) error {
 			r.new = v
 		}
 		to := d.standsAt(r, g)
-		c, next := judge(op, from, seen, to)
+		c, next := judge(op, from, seen, to, g.onCreate)
 		c = d.turn(r, i, c, toldSide(from, seen))
 		d.diffs = d.diffs[:0]
 		for j := range r.rules {
