@@ -203,17 +203,10 @@ func (d *Deriver) moment(r *Rule, text []byte) (due int64, ok bool) {
 // setTimers brings the row's timers up to date with its change.
 func (d *Deriver) setTimers(r *row, op wal.Op, mem Memory) error {
 	c := &d.clock
-	found, aside := false, d.aside && r.leaves()
-	c.entry, c.before = clockEntry{image: c.entry.image[:0]}, c.before[:0]
-	if r.existed {
-		var err error
-		key := d.clockKey(r.firstKey())
-		if aside {
-			key = d.tx.spilled.at(scratchTimers, uint64(r.ordinal))
-		}
-		if found, err = d.loadTimers(r.plan, key, mem); err != nil {
-			return err
-		}
+	aside := d.aside && r.leaves()
+	found, err := d.loadRowTimers(r, mem)
+	if err != nil {
+		return err
 	}
 	if aside {
 		c.before = c.before[:0] // they are gone already
@@ -258,6 +251,36 @@ func (d *Deriver) setTimers(r *row, op wal.Op, mem Memory) error {
 		}
 	}
 	return d.storeTimers(r.plan, r.key, mem)
+}
+
+// loadRowTimers is loadTimers for a row of the open transaction.
+func (d *Deriver) loadRowTimers(r *row, mem Memory) (found bool, err error) {
+	if !r.existed {
+		d.clock.entry, d.clock.before = clockEntry{image: d.clock.entry.image[:0]}, d.clock.before[:0]
+		return false, nil
+	}
+	key := d.clockKey(r.firstKey())
+	if d.aside && r.leaves() {
+		key = d.tx.spilled.at(scratchTimers, uint64(r.ordinal))
+	}
+	return d.loadTimers(r.plan, key, mem)
+}
+
+// endedBy asks a rule by the clock of a row that is deleted, and whose timers have been
+// loaded: what was to end later ends now.
+func (d *Deriver) endedBy(r *row, b *bound) bool {
+	if b.On&OnDelete == 0 {
+		return false // by the clock alone
+	}
+	pending := slices.ContainsFunc(d.clock.entry.timers, func(t timer) bool {
+		return t.kind == timerAt && t.name == string(b.Event)+" "+b.At
+	})
+	if c := &d.rec.cells[b.at]; !pending && c.tag == slotText {
+		if due, ok := d.moment(b.Rule, c.text); ok && due <= micros(d.tx.begin.CommitTime) {
+			return false // it has ended before
+		}
+	}
+	return true
 }
 
 // setTimersAside takes away the timers of a row that gives up its key, and keeps them

@@ -48,8 +48,8 @@ func (d *Deriver) updated(r *row) bool {
 
 // fires asks one rule.
 func (d *Deriver) fires(r *row, b *bound, op wal.Op) bool {
-	if b.at >= 0 {
-		return false // by the clock alone
+	if b.at >= 0 && (op != wal.Delete || !d.endedBy(r, b)) {
+		return false
 	}
 	switch op {
 	case wal.Insert:
@@ -99,7 +99,11 @@ func (d *Deriver) fires(r *row, b *bound, op wal.Op) bool {
 		}
 	}
 	if b.When != nil {
-		ok, err := b.When.Row(d.vars(r, op))
+		v := d.vars(r, op)
+		if b.at >= 0 {
+			v.New, v.Old = v.Old, v.New // the row as it was last
+		}
+		ok, err := b.When.Row(v)
 		if err != nil {
 			if r.looksAtMasked(b.When) {
 				err = errMasked // the reason may quote the value

@@ -527,6 +527,12 @@ func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 		keepSides = keepSides || next != slotUnknown
 	}
 
+	if op == wal.Delete && len(r.plan.at) > 0 {
+		if _, err := d.loadRowTimers(r, mem); err != nil {
+			return err
+		}
+	}
+
 	// Which rules fire? They are asked first and told after, since an archive
 	// decides whether there is an update.
 	d.diffs = d.diffs[:0]

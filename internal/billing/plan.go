@@ -423,6 +423,9 @@ func (p *plan) bind(r *Rule, column func(string) int, find func(name, use string
 			names, all := r.When.Columns("new")
 			for i, c := range p.rel.Columns {
 				p.kept[i] = p.kept[i] || all || slices.Contains(names, c.Name)
+				if p.kept[i] && r.At != "" && r.On&OnDelete != 0 && !p.hidden[i] {
+					b.seen = append(b.seen, text(i)) // of a deleted row as it was last
+				}
 			}
 		}
 		if _, all := r.When.Columns("changed"); all {
