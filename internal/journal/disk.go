@@ -32,7 +32,9 @@ import (
 // On a frozen disk flushes go to memory, so that no write under way waits for
 // one for ever, and compactions wait until release.
 //
-// Before arm is called errors pass through: Open reports them by itself.
+// Before arm is called errors pass through: Open reports them by itself. Compactions
+// fail then when what they found damaged has frozen the disk, since Open waits for
+// them.
 type disk struct {
 	vfs.FS
 	failed  func(error)
@@ -138,7 +140,10 @@ func (d *disk) unreal(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	case !isTable(name):
 		return d.wrap(name, vfs.NewMemFile(nil)), nil
 	case !isFlush(c):
-		<-d.quit
+		// Open waits for compactions, and begins no others while it does.
+		if d.armed.Load() {
+			<-d.quit
+		}
 		return nil, errFrozen
 	}
 	if err := d.shadow.MkdirAll(d.shadow.PathDir(name), 0o700); err != nil {

@@ -283,3 +283,28 @@ func TestCloseOnFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestFrozenWhileOpening: Open waits for compactions, so one that meets a frozen disk
+// before the journal is open must fail; later it waits.
+func TestFrozenWhileOpening(t *testing.T) {
+	d := newDisk(vfs.NewMem(), func(error) {}, func(string, time.Duration) {})
+	d.frozen.Store(true)
+	if _, err := d.Create("000007.sst", "pebble-compaction"); !errors.Is(err, errFrozen) {
+		t.Errorf("while opening: %v", err)
+	}
+	d.arm()
+	waited := make(chan error, 1)
+	go func() {
+		_, err := d.Create("000008.sst", "pebble-compaction")
+		waited <- err
+	}()
+	select {
+	case err := <-waited:
+		t.Errorf("it did not wait: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	d.release()
+	if err := <-waited; !errors.Is(err, errFrozen) {
+		t.Errorf("after release: %v", err)
+	}
+}
