@@ -174,6 +174,17 @@ func (j *joint) add(name string) string {
 // table is the name under which plans and timers know the row.
 func (j *joint) table() Table { return Table{Name: j.entity.Name} }
 
+// gives reports whether a column of an expression can stand in the table.
+func (m *mapped) gives(c jointColumn) bool {
+	switch m.role {
+	case mainRow:
+		return c.home != sideTable
+	case balanceRow:
+		return c.home != mainTable
+	}
+	return false
+}
+
 // joins says which columns of a table's rows go where in the row that no table has.
 type joins struct {
 	*joint
@@ -188,9 +199,9 @@ func (d *Deriver) join(p *plan) {
 	if j == nil || p.role == fieldRow {
 		return
 	}
-	here, there := mainTable, mainThere
+	there := mainThere
 	if p.role == balanceRow {
-		here, there = sideTable, sideThere
+		there = sideThere
 	}
 	rel := &wal.Relation{Name: j.entity.Name, Identity: wal.IdentityDefault}
 	for n, i := range p.object {
@@ -210,7 +221,7 @@ func (d *Deriver) join(p *plan) {
 	out := &joins{joint: j, plan: j.plan}
 	out.there = slices.IndexFunc(rel.Columns, func(c wal.Column) bool { return c.Name == there })
 	for n, c := range j.columns {
-		if c.home != here && c.home != anyTable {
+		if !p.gives(c) {
 			continue
 		}
 		if i := slices.IndexFunc(p.rel.Columns, func(rc wal.Column) bool { return rc.Name == c.column }); i >= 0 {
