@@ -24,8 +24,9 @@ import (
 // not there has NULL in all columns, so that there is no crossing; when both have come
 // for the first time it is created.
 //
-// After a TRUNCATE of one of the tables nothing is known of the other's columns until
-// its row changes.
+// It has the entity's key and follows it; a balance whose key changes by itself leaves
+// one and joins another. After a TRUNCATE of one of the tables nothing is known of the
+// other's columns until its row changes.
 type joint struct {
 	*mapped // of the row that no table has
 	columns []jointColumn
@@ -304,13 +305,17 @@ func (d *Deriver) joinChange(p *plan, c *wal.Change) {
 	at := d.tx.find(to)
 	switch {
 	case p.role == mainRow && at == nil:
+		if d.tx.joined == nil {
+			d.tx.joined = map[string]string{}
+		}
+		d.tx.joined[string(to)] = string(from)
 		for i := range gone {
 			if !j.rel.Columns[i].Key {
 				gone[i] = wal.Value{}
 			}
 		}
 		update(gone, tuple)
-	case at != nil && string(at.firstKey()) == string(from):
+	case d.tx.joined[string(to)] == string(from):
 		update(nil, tuple)
 	default:
 		update(nil, gone)
