@@ -59,7 +59,8 @@ type Source struct {
 	// Failover makes the slot one that standbys keep (Postgres 17 and later).
 	Failover bool `yaml:"failover,omitempty"`
 	// TimeZone is the zone of dates and of timestamps without one, such as
-	// Europe/Berlin, for events by the clock (at). A date begins at midnight there.
+	// Europe/Berlin, for events by the clock (at). A date begins at midnight there. A
+	// change of it counts for what is set after it.
 	TimeZone string `yaml:"time_zone,omitempty"`
 }
 

@@ -486,6 +486,21 @@ func mappings(t *testing.T) map[string]Mapping {
 			{Event: "clients.in_debt", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "clients_balances.balance"), Value: mustDecimal(t, "-50"), Below: true}},
 			{Event: "clients.credit_gone", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "clients.credit"), Below: true}},
 		}},
+		"timed": {Source: "billing", Entities: []Entity{
+			{
+				Name: Clients, Table: public("clients"), Key: []string{"id"}, Mask: []string{"tax_id"},
+				Balance: &Balance{Table: &side, Key: []string{"clients_id"}, Amount: mustNumber(t, "clients_balances.balance + credit"), Settle: 13 * 24 * time.Hour},
+			},
+			{Name: Accounts, Table: public("accounts"), Key: []string{"id"}, Client: []string{"clients_id"}},
+			{
+				Name: Packages, Table: public("clients_packages"), Key: []string{"id"}, Client: []string{"clients_id"},
+				Close: &Test{At: "period_start_dt", When: mustCondition(t, `new.condition != "new"`)},
+			},
+		}, Rules: []Rule{
+			{Event: "accounts.low", Entity: Accounts, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), Below: true, OnCreate: true, PerChange: true, Settle: 20 * 24 * time.Hour}},
+			{Event: "accounts.well", Entity: Accounts, On: OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "amount"), OnCreate: true, PerChange: true, Settle: 20 * 24 * time.Hour}},
+			{Event: "clients.low", Entity: Clients, On: OnInsert | OnUpdate, Threshold: &Threshold{Amount: mustNumber(t, "clients.balance"), Value: mustDecimal(t, "5"), Below: true, Settle: time.Hour}},
+		}},
 		"events": {Source: "billing", Entities: []Entity{
 			{
 				Name: Clients, Table: public("clients"), Key: []string{"id"}, Ignore: []string{"m_dt"},

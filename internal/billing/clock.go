@@ -949,6 +949,7 @@ func (p *plan) tupleOf(image []cell) []wal.Value {
 func (d *Deriver) fireTimer(r *row, t *timer, mem Memory, nextID func() event.ID, emit func(*event.Event) error) error {
 	at := time.UnixMicro(max(t.due, t.set)).UTC()
 	d.tx.begin = wal.Begin{CommitTime: at}
+	d.base, d.origin = 0, ""
 	d.rec.reset(len(r.rel.Columns), len(r.gauges), len(r.plan.at))
 	for i, c := range t.old {
 		if d.clock.entry.image[i].tag != slotDigest { // else it cannot be compared

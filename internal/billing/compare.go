@@ -62,6 +62,9 @@ func (d *Deriver) Compare(c Difference, mem Memory, emit emitter) (event.ID, err
 			continue
 		}
 		d.tx.add(row{plan: p, key: d.tx.copyText(d.keyBuf), existed: existed, new: d.tx.copyTuple(tuple)})
+		if p.joins != nil {
+			d.joinChange(p, &wal.Change{Op: wal.Update, Relation: c.Relation, New: tuple})
+		}
 	}
 	for _, texts := range c.Gone {
 		if len(texts) != len(p.key) {
@@ -74,6 +77,9 @@ func (d *Deriver) Compare(c Difference, mem Memory, emit emitter) (event.ID, err
 		var ok bool
 		if d.keyBuf, ok = p.memoryKey(d.keyBuf[:0], old); ok {
 			d.tx.add(row{plan: p, key: d.tx.copyText(d.keyBuf), existed: true, old: old})
+			if p.joins != nil {
+				d.joinChange(p, &wal.Change{Op: wal.Delete, Relation: c.Relation, Old: old})
+			}
 		}
 	}
 	err := d.Commit(mem, emit)

@@ -24,8 +24,9 @@ import (
 // not there has NULL in all columns, so that there is no crossing; when both have come
 // for the first time it is created.
 //
-// After a TRUNCATE of one of the tables nothing is known of the other's columns until
-// its row changes.
+// It has the entity's key and follows it; a balance whose key changes by itself leaves
+// one and joins another. After a TRUNCATE of one of the tables nothing is known of the
+// other's columns until its row changes.
 type joint struct {
 	*mapped // of the row that no table has
 	columns []jointColumn
@@ -174,6 +175,17 @@ func (j *joint) add(name string) string {
 // table is the name under which plans and timers know the row.
 func (j *joint) table() Table { return Table{Name: j.entity.Name} }
 
+// gives reports whether a column of an expression can stand in the table.
+func (m *mapped) gives(c jointColumn) bool {
+	switch m.role {
+	case mainRow:
+		return c.home != sideTable
+	case balanceRow:
+		return c.home != mainTable
+	}
+	return false
+}
+
 // joins says which columns of a table's rows go where in the row that no table has.
 type joins struct {
 	*joint
@@ -188,9 +200,9 @@ func (d *Deriver) join(p *plan) {
 	if j == nil || p.role == fieldRow {
 		return
 	}
-	here, there := mainTable, mainThere
+	there := mainThere
 	if p.role == balanceRow {
-		here, there = sideTable, sideThere
+		there = sideThere
 	}
 	rel := &wal.Relation{Name: j.entity.Name, Identity: wal.IdentityDefault}
 	for n, i := range p.object {
@@ -210,7 +222,7 @@ func (d *Deriver) join(p *plan) {
 	out := &joins{joint: j, plan: j.plan}
 	out.there = slices.IndexFunc(rel.Columns, func(c wal.Column) bool { return c.Name == there })
 	for n, c := range j.columns {
-		if c.home != here && c.home != anyTable {
+		if !p.gives(c) {
 			continue
 		}
 		if i := slices.IndexFunc(p.rel.Columns, func(rc wal.Column) bool { return rc.Name == c.column }); i >= 0 {
@@ -293,13 +305,17 @@ func (d *Deriver) joinChange(p *plan, c *wal.Change) {
 	at := d.tx.find(to)
 	switch {
 	case p.role == mainRow && at == nil:
+		if d.tx.joined == nil {
+			d.tx.joined = map[string]string{}
+		}
+		d.tx.joined[string(to)] = string(from)
 		for i := range gone {
 			if !j.rel.Columns[i].Key {
 				gone[i] = wal.Value{}
 			}
 		}
 		update(gone, tuple)
-	case at != nil && string(at.firstKey()) == string(from):
+	case d.tx.joined[string(to)] == string(from):
 		update(nil, tuple)
 	default:
 		update(nil, gone)

@@ -324,6 +324,14 @@ func newPlan(m *mapped, rel *wal.Relation, full bool) (p *plan, notices []Notice
 	for _, i := range p.key {
 		p.watch[i] = watchNot // the key of the memory already says it
 	}
+	if m.joint != nil {
+		// They are remembered here too, so that the table can be compared by itself.
+		for _, c := range m.joint.columns {
+			if i := column(c.column); i >= 0 && m.gives(c) {
+				p.watch[i] = watchText
+			}
+		}
+	}
 	if m.role == jointRow {
 		for _, name := range []string{mainThere, sideThere} {
 			p.watch[column(name)] = watchText

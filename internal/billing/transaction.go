@@ -70,8 +70,9 @@ func (r *row) op() wal.Op {
 // transaction folds changes per row. Everything it holds is copied from the
 // decoder's buffers and forgotten at reset.
 type transaction struct {
-	begin wal.Begin
-	rows  []row
+	joined map[string]string // keys that clients of two tables got, see joint, and those they had
+	begin  wal.Begin
+	rows   []row
 	// truncated are the plans of tables that were truncated, in order.
 	truncated []*plan
 	// alive finds a row by its present key, dead the last that was deleted under a
@@ -95,7 +96,7 @@ const (
 )
 
 func (t *transaction) reset(b wal.Begin) {
-	t.begin = b
+	t.begin, t.joined = b, nil
 	t.truncated = t.truncated[:0]
 	t.empty()
 	if t.spilled.next > 0 || t.spilled.voids != nil {

@@ -32,7 +32,8 @@ type Clock interface {
 //
 // So it is the source's clock that counts, a timer fires some 0.6 s after its moment
 // (see replication.Clock), and while the source cannot be asked none does. Nothing is
-// asked while no timer is due.
+// asked while no timer is due, nor before the stream has begun: a database that the
+// stream refuses, such as one that was restored, is not asked either.
 const (
 	fireLimit   = 1000                   // timers at once
 	askInterval = 250 * time.Millisecond // at least, between two questions
@@ -73,7 +74,7 @@ type answer struct {
 // fire tells what may fire now, up to a limit. more is true when there is more.
 func (in *Intake) fire() (more bool, err error) {
 	t := &in.timers
-	if !t.clocked || in.open || in.full() {
+	if !t.clocked || in.session == nil || in.open || in.full() {
 		return false, nil
 	}
 	if !t.asked.at.IsZero() && in.position.EndLSN >= t.asked.upTo {
@@ -105,7 +106,7 @@ func (in *Intake) fire() (more bool, err error) {
 // is not known.
 func (in *Intake) untilDue(ctx context.Context) (<-chan time.Time, error) {
 	t := &in.timers
-	if !t.clocked || t.busy || in.open || !t.asked.at.IsZero() {
+	if !t.clocked || in.session == nil || t.busy || in.open || !t.asked.at.IsZero() {
 		return nil, nil
 	}
 	next, ok, err := in.deriver.Due(in.batch)
