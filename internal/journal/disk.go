@@ -27,7 +27,8 @@ import (
 //     all is well. The journal refuses every write from then on and reports none
 //     as durable that was not so before, see Journal.fail.
 //   - A failure to write a table reaches Pebble, which tries again; it is slowed
-//     down, because Pebble does so at once and for ever.
+//     down, because Pebble does so at once and for ever. Once the journal closes,
+//     it freezes the disk.
 //
 // On a frozen disk flushes go to memory, so that no write under way waits for
 // one for ever, and compactions wait until release.
@@ -61,7 +62,8 @@ func newDisk(fs vfs.FS, failed func(error), noSpace func(string, time.Duration))
 
 func (d *disk) arm() { d.armed.Store(true) }
 
-// release ends every wait. A write that was waiting for space freezes the disk.
+// release ends every wait. A write that fails from now on, or was waiting for space,
+// freezes the disk.
 func (d *disk) release() { d.once.Do(func() { close(d.quit) }) }
 
 // full reports whether a write is waiting for space.
@@ -121,10 +123,11 @@ func isTable(path string) bool {
 	return strings.HasSuffix(path, ".sst") || strings.HasSuffix(path, ".blob")
 }
 
-// tableError slows down the error of a table's file.
-func (d *disk) tableError(err error) error {
-	if d.armed.Load() && !d.frozen.Load() {
-		d.pause(d.retry)
+// tableError slows down the error of a table's file. After release it freezes the
+// disk, or Pebble would try again for ever and closing it would wait for that.
+func (d *disk) tableError(op, path string, err error) error {
+	if d.armed.Load() && !d.frozen.Load() && !d.pause(d.retry) {
+		d.freeze(op, path, err)
 	}
 	return err
 }
@@ -165,7 +168,7 @@ func (d *disk) create(op, name string, c vfs.DiskWriteCategory, f func() (vfs.Fi
 	case err == nil:
 		return d.wrap(name, file), nil
 	case isTable(name):
-		return nil, d.tableError(err)
+		return nil, d.tableError(op, name, err)
 	case d.freeze(op, name, err):
 		return d.unreal(name, c)
 	}
@@ -178,10 +181,15 @@ func (d *disk) change(op, name string, f func() error) error {
 		return nil
 	}
 	err := d.untilSpace(name, f)
-	if err == nil || isTable(name) || !d.freeze(op, name, err) {
-		return err
+	switch {
+	case err == nil:
+		return nil
+	case isTable(name):
+		return d.tableError(op, name, err)
+	case d.freeze(op, name, err):
+		return nil
 	}
-	return nil
+	return err
 }
 
 func (d *disk) wrap(name string, f vfs.File) vfs.File {
@@ -264,7 +272,7 @@ func (f *diskFile) write(op string, change func() error) error {
 	case err == nil:
 		return nil
 	case f.table:
-		return f.disk.tableError(err)
+		return f.disk.tableError(op, f.name, err)
 	case f.disk.freeze(op, f.name, err):
 		return nil
 	}

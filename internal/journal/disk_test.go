@@ -284,6 +284,48 @@ func TestCloseOnFullDisk(t *testing.T) {
 	}
 }
 
+// Close ends also when no table can be written, though memtables wait for it that
+// leave no room for another.
+func TestCloseWithoutTables(t *testing.T) {
+	for _, failure := range []error{syscall.ENOSPC, syscall.EIO} {
+		fs := vfs.NewMem()
+		var on, refused atomic.Bool
+		failing := errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if !on.Load() || !isTable(op.Path) || op.Kind != errorfs.OpFileWrite {
+				return nil
+			}
+			refused.Store(true)
+			return failure
+		}))
+		j, err := Open(Options{Path: "j", FS: failing, MinFree: 1, memTable: 64 << 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		on.Store(true)
+		acked := make(chan int)
+		go func() {
+			n, _ := traffic(j, 1, 10_000)
+			acked <- n
+		}()
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for !refused.Load() {
+			<-tick.C
+		}
+		if err := j.Close(); err != nil && !errors.Is(err, ErrStopped) {
+			t.Fatal(err)
+		}
+		n := <-acked
+		if j, err = Open(Options{Path: "j", FS: fs}); err != nil {
+			t.Fatal(err)
+		}
+		intact(t, j, n)
+		if err := j.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestFrozenWhileOpening: Open waits for compactions, so one that meets a frozen disk
 // before the journal is open must fail; later it waits.
 func TestFrozenWhileOpening(t *testing.T) {
