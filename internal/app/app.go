@@ -48,6 +48,8 @@ type Options struct {
 	Listener net.Listener
 	// Launcher is the command that starts scripts with limits, see script.Options.
 	Launcher string
+
+	journal func(*journal.Options) // for tests: what the journal stands on
 }
 
 // Loaded is a configuration that has been read and judged, with nothing opened
@@ -161,11 +163,15 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	})
 
 	undoJournal := journalUndo(c.Journal.Path)
-	a.journal, err = journal.Open(journal.Options{
+	options := journal.Options{
 		Path: c.Journal.Path, Retention: c.Journal.Retention,
 		Logger: a.log, Registerer: registry,
 		OnDurable: func(q []journal.Queued) { a.dispatcher.Enqueue(q) },
-	})
+	}
+	if l.Options.journal != nil {
+		l.Options.journal(&options)
+	}
+	a.journal, err = journal.Open(options)
 	if err != nil {
 		return nil, err
 	}

@@ -17,19 +17,22 @@ const (
 	Pass Verdict = iota // pass it on
 	Drop                // swallow it
 	Cut                 // pass it on and close both connections
+	Ask                 // pass it on, then ask a client that replicates for a status update
 )
 
 // Proxy stands between a client and a server and can break in several ways. It
 // ends with its test.
 type Proxy struct {
 	Address string // where it listens
-	target  string
 
-	mu     sync.Mutex
-	conns  []net.Conn
-	holed  chan struct{} // closed while connections of before carry nothing any more
-	filter func(kind byte, body []byte) Verdict
-	closed bool
+	mu      sync.Mutex
+	target  string
+	conns   []net.Conn
+	holed   chan struct{} // closed while connections of before carry nothing any more
+	open    chan struct{} // closed while connections carry what they should; see Stall
+	filter  func(kind byte, body []byte) Verdict
+	observe func(kind byte, body []byte)
+	closed  bool
 }
 
 // NewProxy makes a Proxy for a server's port on 127.0.0.1.
@@ -39,7 +42,9 @@ func NewProxy(t testing.TB, port int) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Address: l.Addr().String(), target: fmt.Sprintf("127.0.0.1:%d", port), holed: make(chan struct{})}
+	p := &Proxy{Address: l.Addr().String(), holed: make(chan struct{}), open: make(chan struct{})}
+	close(p.open)
+	p.Point(port)
 	var all sync.WaitGroup
 	all.Go(func() {
 		for {
@@ -47,25 +52,36 @@ func NewProxy(t testing.TB, port int) *Proxy {
 			if err != nil {
 				return
 			}
-			s, err := net.Dial("tcp", p.target)
+			p.mu.Lock()
+			target := p.target
+			p.mu.Unlock()
+			s, err := net.Dial("tcp", target)
 			if err != nil {
 				c.Close()
 				continue
 			}
 			p.mu.Lock()
 			p.conns = append(p.conns, c, s)
-			hole, filter := p.holed, p.filter
+			hole, filter, observe := p.holed, p.filter, p.observe
 			if p.closed {
 				c.Close()
 				s.Close()
 			}
 			p.mu.Unlock()
-			all.Go(func() { pipe(s, c, hole) })
-			if filter != nil {
-				all.Go(func() { sift(c, s, filter) })
-			} else {
-				all.Go(func() { pipe(c, s, hole) })
-			}
+			all.Go(func() {
+				if observe != nil {
+					p.overhear(s, c, hole, observe)
+				} else {
+					p.pipe(s, c, hole)
+				}
+			})
+			all.Go(func() {
+				if filter != nil {
+					p.sift(c, s, hole, filter)
+				} else {
+					p.pipe(c, s, hole)
+				}
+			})
 		}
 	})
 	t.Cleanup(func() {
@@ -74,9 +90,17 @@ func NewProxy(t testing.TB, port int) *Proxy {
 		p.closed = true
 		p.mu.Unlock()
 		p.Cut()
+		p.Flow()
 		all.Wait()
 	})
 	return p
+}
+
+// Point makes new connections go to another port on 127.0.0.1.
+func (p *Proxy) Point(port int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // Filter makes new connections ask f about each protocol message that the server
@@ -86,6 +110,33 @@ func (p *Proxy) Filter(f func(kind byte, body []byte) Verdict) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.filter = f
+}
+
+// Observe makes new connections tell f of each protocol message that the client
+// sends, before it is passed on. Connections call f from goroutines of their own,
+// and wait for it.
+func (p *Proxy) Observe(f func(kind byte, body []byte)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.observe = f
+}
+
+// Stall makes connections carry nothing until Flow; what is sent waits.
+func (p *Proxy) Stall() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.open = make(chan struct{})
+}
+
+// Flow ends a stall.
+func (p *Proxy) Flow() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.open:
+	default:
+		close(p.open)
+	}
 }
 
 // Cut closes all connections.
@@ -112,19 +163,31 @@ func (p *Proxy) Heal() {
 	p.holed = make(chan struct{})
 }
 
+// swallowed waits while the proxy stalls and reports whether the hole has opened.
+func (p *Proxy) swallowed(hole <-chan struct{}) bool {
+	p.mu.Lock()
+	open := p.open
+	p.mu.Unlock()
+	<-open
+	select {
+	case <-hole:
+		return true
+	default:
+		return false
+	}
+}
+
 // pipe copies until an end closes. Once the hole is open it swallows all, and says
 // nothing even of an end.
-func pipe(to, from net.Conn, hole <-chan struct{}) {
+func (p *Proxy) pipe(to, from net.Conn, hole <-chan struct{}) {
 	b := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(b)
-		select {
-		case <-hole:
+		if p.swallowed(hole) {
 			if err == nil {
 				continue
 			}
 			return
-		default:
 		}
 		if n > 0 {
 			if _, werr := to.Write(b[:n]); werr != nil {
@@ -140,28 +203,77 @@ func pipe(to, from net.Conn, hole <-chan struct{}) {
 	}
 }
 
-// sift passes a server's messages on as the filter has it.
-func sift(to, from net.Conn, filter func(byte, []byte) Verdict) {
-	defer to.Close()
-	head := make([]byte, 5)
+// sift is pipe for a server's messages, which pass as the filter has it.
+func (p *Proxy) sift(to, from net.Conn, hole <-chan struct{}, filter func(byte, []byte) Verdict) {
+	ask := []byte{0: 'd', 4: 4 + 18, 5: 'k', 22: 1} // a keepalive that wants a reply
 	for {
-		if _, err := io.ReadFull(from, head); err != nil {
+		whole, err := readWhole(from, 5)
+		if p.swallowed(hole) {
+			if err == nil {
+				continue
+			}
 			return
 		}
-		body := make([]byte, binary.BigEndian.Uint32(head[1:])-4)
-		if _, err := io.ReadFull(from, body); err != nil {
+		if err != nil {
+			to.Close()
 			return
 		}
-		v := filter(head[0], body)
-		if v == Drop {
+		kind, body := whole[0], whole[5:]
+		if kind == 'd' && len(body) == 18 && body[0] == 'k' {
+			copy(ask[6:22], body[1:17]) // it repeats the last true one
+		}
+		v := filter(kind, body)
+		switch v {
+		case Drop:
 			continue
+		case Ask:
+			whole = append(whole, ask...)
 		}
-		if _, err := to.Write(append(append([]byte(nil), head...), body...)); err != nil {
+		if _, err := to.Write(whole); err != nil {
 			return
 		}
 		if v == Cut {
+			to.Close()
 			from.Close()
 			return
 		}
 	}
+}
+
+// overhear is pipe for a client's messages, of which f is told.
+func (p *Proxy) overhear(to, from net.Conn, hole <-chan struct{}, f func(byte, []byte)) {
+	for head := 4; ; head = 5 { // the first has no kind
+		whole, err := readWhole(from, head)
+		if p.swallowed(hole) {
+			if err == nil {
+				continue
+			}
+			return
+		}
+		if err != nil {
+			to.Close()
+			return
+		}
+		if head == 5 {
+			f(whole[0], whole[5:])
+		}
+		if _, err := to.Write(whole); err != nil {
+			return
+		}
+	}
+}
+
+// readWhole reads one message whose kind and length take so many bytes.
+func readWhole(from io.Reader, head int) ([]byte, error) {
+	whole := make([]byte, head)
+	if _, err := io.ReadFull(from, whole); err != nil {
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint32(whole[head-4:])) + head - 4
+	if n < head {
+		return nil, fmt.Errorf("a message of %d bytes", n)
+	}
+	whole = append(whole, make([]byte, n-head)...)
+	_, err := io.ReadFull(from, whole[head:])
+	return whole, err
 }
