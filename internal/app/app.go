@@ -181,10 +181,6 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := len(a.healed); n > 0 {
-		h := a.healed[n-1]
-		a.log.Info("a gap was healed before", "at", h.At, "from", h.From, "to", h.To, "why", h.Why, "handled", h.Handled)
-	}
 
 	a.dispatcher, err = dispatch.New(dispatch.Options{
 		Store: a.journal, Logger: a.log, Registerer: registry, Workers: c.Dispatch.Concurrency, Grace: c.Dispatch.Grace,
