@@ -92,6 +92,9 @@ type Mapping struct {
 	Exclude Columns `yaml:"exclude,omitempty"`
 	// Truncate makes a TRUNCATE of the table an event.
 	Truncate bool `yaml:"truncate,omitempty"`
+	// Remember keeps memory of the rows of tables with REPLICA IDENTITY FULL too, whose
+	// old values come with the stream, so that `billhook reconcile` can compare them.
+	Remember bool `yaml:"remember,omitempty"`
 }
 
 // Clients is the entity "clients".

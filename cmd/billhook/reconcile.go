@@ -43,6 +43,9 @@ are not remembered and cannot be compared.`,
 			if o.Force && !o.Apply {
 				return usageError{errors.New("--force means something with --apply only")}
 			}
+			if o.Adopt && !o.Apply {
+				return usageError{errors.New("--adopt means something with --apply only")}
+			}
 			l, err := app.Load(app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion(), Launcher: launcher()})
 			if err != nil {
 				return err
@@ -67,6 +70,9 @@ are not remembered and cannot be compared.`,
 			if errors.Is(err, app.ErrNotNeeded) {
 				return fmt.Errorf("%w; --force makes the slot anew all the same", err)
 			}
+			if errors.Is(err, app.ErrReplaced) {
+				return fmt.Errorf("%w; look without --apply first, then add --adopt", err)
+			}
 			if err != nil {
 				return err
 			}
@@ -79,6 +85,7 @@ are not remembered and cannot be compared.`,
 	f.flags(cmd.Flags())
 	cmd.Flags().BoolVar(&o.Apply, "apply", false, "make the slot anew and journal what was missed")
 	cmd.Flags().BoolVar(&o.Force, "force", false, "with --apply: also when the slot could go on as it is")
+	cmd.Flags().BoolVar(&o.Adopt, "adopt", false, "with --apply: also when the server is another cluster than the one that was followed, or was put back")
 	cmd.Flags().StringVar(&output, "output", "table", "table for people, json for scripts")
 	return cmd
 }
@@ -88,15 +95,16 @@ func printReconciledJSON(w io.Writer, r app.Reconciled, applied bool) error {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(struct {
-		Why     string             `json:"why,omitempty"`
-		Applied bool               `json:"applied"`
-		From    string             `json:"from,omitempty"`
-		To      string             `json:"to,omitempty"`
-		Tables  []reconcile.Table  `json:"tables"`
-		Events  []reconcile.Events `json:"events"`
-		Total   int                `json:"total"`
-		Handled int                `json:"handled"`
-	}{r.Why, applied, r.From, r.To, r.Tables, r.Events, r.Total(), r.Handled})
+		Why      string             `json:"why,omitempty"`
+		Replaced bool               `json:"replaced,omitempty"` // another cluster, or put back: --apply needs --adopt
+		Applied  bool               `json:"applied"`
+		From     string             `json:"from,omitempty"`
+		To       string             `json:"to,omitempty"`
+		Tables   []reconcile.Table  `json:"tables"`
+		Events   []reconcile.Events `json:"events"`
+		Total    int                `json:"total"`
+		Handled  int                `json:"handled"`
+	}{r.Why, r.Replaced, applied, r.From, r.To, r.Tables, r.Events, r.Total(), r.Handled})
 }
 
 func printReconciled(w io.Writer, r app.Reconciled, applied bool) error {
@@ -127,6 +135,8 @@ func printReconciled(w io.Writer, r app.Reconciled, applied bool) error {
 		fmt.Fprintf(&b, "\n%d events were missed, %d of them are for handlers and in the journal now.\nThe slot begins anew at %s; billhook run goes on from there.\n", n, r.Handled, r.To)
 	case r.Why == "":
 		fmt.Fprintf(&b, "\n%d events lie between the journal and the tables. The slot can go on: run billhook,\nand they come from the stream, each with what happened in between.\n", n)
+	case r.Replaced:
+		fmt.Fprintf(&b, "\n%d events lie between the journal and the tables, %d of them are for handlers. Nothing was changed.\nIf this is the database that the journal knows, --apply --adopt journals them and goes on from here.\n", n, r.Handled)
 	default:
 		fmt.Fprintf(&b, "\n%d events were missed, %d of them are for handlers. Nothing was changed; --apply journals them.\n", n, r.Handled)
 	}

@@ -111,6 +111,7 @@ type App struct {
 	defined  map[int]defined // of the reloading goroutine
 	reload   atomic.Pointer[reloadState]
 	fillErr  atomic.Pointer[string]
+	healed   []Healed // when it was started
 }
 
 // New opens the journal, makes the handlers and attaches to the database. After
@@ -180,6 +181,12 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 		undo = append(undo, undoJournal) // after Close: no one else had the folder
 	}
 	undo = append(undo, func() { _ = a.journal.Close() })
+	b := a.journal.NewBatch()
+	a.healed, err = readHealed(b)
+	b.Discard()
+	if err != nil {
+		return nil, err
+	}
 
 	a.dispatcher, err = dispatch.New(dispatch.Options{
 		Store: a.journal, Logger: a.log, Registerer: registry, Workers: c.Dispatch.Concurrency, Grace: c.Dispatch.Grace,
@@ -224,7 +231,8 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 
 	a.web = web.New(web.Options{
 		Journal: a.journal, Handlers: func() []web.Handler { return *a.shown.Load() },
-		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
+		Status: a.status,
+		Ready:  a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})
 	return a, nil
 }

@@ -9,6 +9,11 @@ import (
 	"github.com/billhook/billhook/internal/web"
 )
 
+// status is what the status page has beside the checks.
+func (a *App) status() map[string]any {
+	return map[string]any{"reconciled": append([]Healed{}, a.healed...)}
+}
+
 // Ready is what /readyz stands on: the stream flows, the journal takes writes,
 // memory is filled. A refused handlers.yaml is told but does not make Billhook
 // unready: the last good one is in force.

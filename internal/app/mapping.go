@@ -202,7 +202,7 @@ func (p *problems) entity(name string, c config.Mapping, client config.Columns) 
 	return billing.Entity{
 		Name: name, Table: billing.Table{Schema: c.Table.Schema, Name: c.Table.Name},
 		Key: slices.Clone(c.Key), Client: slices.Clone(client),
-		Ignore: slices.Clone(c.Ignore), Mask: slices.Clone(c.Mask), Exclude: slices.Clone(c.Exclude), Truncate: c.Truncate,
+		Ignore: slices.Clone(c.Ignore), Mask: slices.Clone(c.Mask), Exclude: slices.Clone(c.Exclude), Truncate: c.Truncate, Remember: c.Remember,
 	}
 }
 

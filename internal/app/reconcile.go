@@ -21,21 +21,27 @@ type ReconcileOptions struct {
 	// changed anywhere.
 	Apply bool
 	// Force applies although the slot could go on.
-	Force    bool
+	Force bool
+	// Adopt applies although the server is another cluster than the one that was
+	// followed, or was put back.
+	Adopt    bool
 	Progress func(reconcile.Progress)
 }
 
 // Reconciled is what Reconcile found, and did.
 type Reconciled struct {
 	reconcile.Report
-	// Why the slot cannot go on; empty when it can.
-	Why string
+	// Break says why the slot cannot go on.
+	replication.Break
 	// From and To are the positions between which nothing was heard, with Apply.
 	From, To string
 }
 
 // ErrNotNeeded says that the slot can go on from where the journal ends.
 var ErrNotNeeded = errors.New("the slot goes on where the journal ends: nothing was missed, and what is not in the journal yet comes when billhook runs")
+
+// ErrReplaced says that Adopt is needed.
+var ErrReplaced = errors.New("if it is indeed the database that the journal knows, in a new cluster or put back, its rows can be compared and it can be followed from here; if it is another one, every row would make an event")
 
 // Reconcile compares the mapped tables with memory after a slot was lost, a restore or
 // a fail-over. Billhook must not run. With Apply it makes the slot anew, journals what
@@ -78,11 +84,14 @@ func Reconcile(ctx context.Context, l *Loaded, o ReconcileOptions) (r Reconciled
 	if err != nil {
 		return r, err
 	}
-	if r.Why, err = client.Renewable(ctx); err != nil {
+	if r.Break, err = client.Renewable(ctx); err != nil {
 		return r, err
 	}
-	if o.Apply && r.Why == "" && !o.Force {
+	switch {
+	case o.Apply && r.Why == "" && !o.Force:
 		return r, ErrNotNeeded
+	case o.Apply && r.Replaced && !o.Adopt:
+		return r, fmt.Errorf("%s: %w", r.Why, ErrReplaced)
 	}
 	key, err := intake.Seal(j)
 	if err != nil {
@@ -117,34 +126,35 @@ func Reconcile(ctx context.Context, l *Loaded, o ReconcileOptions) (r Reconciled
 	}
 	defer closeReader(ctx, options.Reader)
 	options.Apply = true
-	options.First = j.LastEvent()
-	if options.First.Timeline < renewed.Position.Timeline {
-		options.First = event.ID{Timeline: renewed.Position.Timeline}
+	next := position
+	next.Follow(renewed.Position.SystemID, renewed.Position.Timeline, r.Replaced)
+	if next.Generation != position.Generation {
+		// Before the first event under it, so that a run that is broken off leaves none
+		// above the position.
+		began := position
+		began.Generation = next.Generation
+		if err := commit(j, func(b *journal.Batch) error { b.SetPosition(began); return nil }); err != nil {
+			return r, err
+		}
 	}
-	if same := renewed.Position.Timeline == position.Timeline; same && position.CommitLSN > options.First.CommitLSN {
-		options.First = event.ID{Timeline: position.Timeline, CommitLSN: position.CommitLSN}
+	options.First = event.ID{Generation: next.Generation, CommitLSN: next.CommitLSN}
+	if last := j.LastEvent(); last.Compare(options.First) > 0 {
+		options.First = last
 	}
 	options.First.Ordinal = max(options.First.Ordinal+1, event.FirstOutside)
+	next.CommitLSN = options.First.CommitLSN // the slot begins behind all that was
 	if r.Report, err = reconcile.Run(ctx, options); err != nil {
 		return r, err
 	}
 	r.From, r.To = position.EndLSN.String(), renewed.Position.LSN.String()
-	position.SystemID, position.Timeline, position.PublicationOID = renewed.Position.SystemID, renewed.Position.Timeline, renewed.Position.PublicationOID
-	position.CommitLSN = 0 // the slot begins behind all that was
-	if options.First.CommitLSN != 0 {
-		position.CommitLSN = options.First.CommitLSN
+	next.PublicationOID, next.EndLSN, next.CommitTime = renewed.Position.PublicationOID, renewed.Position.LSN, time.Now()
+	if err := commit(j, func(b *journal.Batch) error {
+		b.SetPosition(next)
+		return addHealed(b, healedOf(&r, position, next))
+	}); err != nil {
+		return r, err
 	}
-	position.EndLSN, position.CommitTime = renewed.Position.LSN, time.Now()
-	b := j.NewBatch()
-	b.SetPosition(position)
-	wait, err := j.Commit(b)
-	if err == nil {
-		err = wait()
-	}
-	if err != nil {
-		return r, fmt.Errorf("write the journal: %w", err)
-	}
-	log.Info("reconciled", "from", r.From, "to", r.To, "why", r.Why, "events", r.Total(), "handled", r.Handled)
+	log.Info("reconciled", "from", r.From, "to", r.To, "why", r.Why, "generation", next.Generation, "events", r.Total(), "handled", r.Handled)
 	return r, nil
 }
 

@@ -107,6 +107,8 @@ type Entity struct {
 	Exclude []string // never in an event, never in memory
 
 	Truncate bool // a TRUNCATE of Table makes an event
+	// Remember keeps memory of rows whose old values come with the stream, too.
+	Remember bool
 
 	Archive      *Test         // clients.archive
 	Balance      *Balance      // clients.balance_zero, clients.balance_notzero; of Accounts clients.accounts.balance_zero and so on

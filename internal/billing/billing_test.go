@@ -301,7 +301,7 @@ func (s *script) fire() {
 		var err error
 		n, err = s.d.Fire(s.mem, s.now, 2, func() event.ID {
 			s.outside++
-			return event.ID{Timeline: 1, CommitLSN: s.lsn, Ordinal: event.FirstOutside + s.outside - 1}
+			return event.ID{Generation: 1, CommitLSN: s.lsn, Ordinal: event.FirstOutside + s.outside - 1}
 		}, s.emit)
 		if err != nil {
 			s.t.Fatalf("fire: %v", err)

@@ -43,7 +43,7 @@ func (d *Deriver) Compare(c Difference, mem Memory, emit emitter) (event.ID, err
 	if p == nil || p.full || !p.usesMemory() {
 		return c.ID, fmt.Errorf("table %s.%s cannot be compared: memory does not hold its rows", c.Relation.Schema, c.Relation.Name)
 	}
-	d.Begin(c.ID.Timeline, wal.Begin{CommitLSN: c.ID.CommitLSN, CommitTime: c.Time})
+	d.Begin(c.ID.Generation, wal.Begin{CommitLSN: c.ID.CommitLSN, CommitTime: c.Time})
 	d.base, d.origin = c.ID.Ordinal-1, c.Origin
 	if err := d.settle(p, mem); err != nil {
 		return c.ID, err

@@ -40,10 +40,10 @@ type emitter = func(*event.Event) error
 
 // Deriver turns transactions into events. It belongs to one goroutine.
 type Deriver struct {
-	mapping  Mapping
-	tables   map[Table]*mapped
-	timeline uint32
-	opts     Options
+	mapping    Mapping
+	tables     map[Table]*mapped
+	generation uint32 // of the open transaction's ids
+	opts       Options
 
 	plans    map[*wal.Relation]*plan
 	lastRel  *wal.Relation
@@ -164,10 +164,10 @@ func New(m Mapping, o Options) (*Deriver, error) {
 	return d, nil
 }
 
-// Begin opens a transaction on a timeline. An open one is forgotten: the server
+// Begin opens a transaction, whose events have ids of a generation. An open one is forgotten: the server
 // sends it again from its start.
-func (d *Deriver) Begin(timeline uint32, b wal.Begin) {
-	d.timeline, d.base, d.origin = timeline, 0, ""
+func (d *Deriver) Begin(generation uint32, b wal.Begin) {
+	d.generation, d.base, d.origin = generation, 0, ""
 	d.tx.reset(b)
 }
 
@@ -201,7 +201,7 @@ func (d *Deriver) plan(rel *wal.Relation) *plan {
 	if !ok {
 		if m := d.tables[Table{rel.Schema, rel.Name}]; m != nil {
 			var notices []Notice
-			p, notices = newPlan(m, rel, rel.Identity == wal.IdentityFull && !slices.Contains(d.doubted, rel.ID))
+			p, notices = newPlan(m, rel, rel.Identity == wal.IdentityFull && !slices.Contains(d.doubted, rel.ID) && !m.entity.Remember)
 			for _, n := range notices {
 				d.opts.Notice(n)
 			}

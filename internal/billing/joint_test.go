@@ -29,7 +29,7 @@ func TestCompareTwoTables(t *testing.T) {
 		if key, ok := s.d.Comparable(rel); !ok || len(key) != 1 {
 			t.Fatalf("%s cannot be compared", table)
 		}
-		c := Difference{Relation: rel, ID: event.ID{Timeline: 1, CommitLSN: s.lsn, Ordinal: event.FirstOutside}, Gone: gone, Time: s.now}
+		c := Difference{Relation: rel, ID: event.ID{Generation: 1, CommitLSN: s.lsn, Ordinal: event.FirstOutside}, Gone: gone, Time: s.now}
 		for _, texts := range rows {
 			var tuple wal.Tuple
 			for _, text := range texts {

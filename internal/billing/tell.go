@@ -23,7 +23,7 @@ func (d *Deriver) truncated(p *plan, emit emitter) error {
 		return nil
 	}
 	d.ev = event.Event{
-		ID:   event.ID{Timeline: d.timeline, CommitLSN: d.tx.begin.CommitLSN, Ordinal: d.base + d.ordinal},
+		ID:   event.ID{Generation: d.generation, CommitLSN: d.tx.begin.CommitLSN, Ordinal: d.base + d.ordinal},
 		Type: t, Entity: e.Name, Lane: e.Name + ":", XID: d.tx.begin.XID, CommitTime: d.tx.begin.CommitTime, Source: d.mapping.Source,
 	}
 	return emit(&d.ev)
@@ -56,7 +56,7 @@ func (d *Deriver) next(t event.Type) bool {
 
 func (d *Deriver) emit(r *row, t event.Type, unchanged []string, emit emitter) error {
 	d.ev = event.Event{
-		ID:         event.ID{Timeline: d.timeline, CommitLSN: d.tx.begin.CommitLSN, Ordinal: d.base + d.ordinal},
+		ID:         event.ID{Generation: d.generation, CommitLSN: d.tx.begin.CommitLSN, Ordinal: d.base + d.ordinal},
 		Type:       t,
 		Entity:     r.entity.Name,
 		Object:     string(d.object),

@@ -187,7 +187,7 @@ func (r *rig) commitPlanned(hs []*Handler, typ event.Type, lanes ...string) []ev
 
 func testEvent(n, ordinal int, typ event.Type, lane string) *event.Event {
 	return &event.Event{
-		ID:   event.ID{Timeline: 1, CommitLSN: wal.LSN(n * 100), Ordinal: uint32(ordinal)},
+		ID:   event.ID{Generation: 1, CommitLSN: wal.LSN(n * 100), Ordinal: uint32(ordinal)},
 		Type: typ, Entity: "clients", Object: lane, Lane: lane, XID: 7, CommitTime: time.Now(), Source: "billing",
 		ObjectJSON: []byte(strconv.Quote(lane)), Data: []byte(`{"n":` + strconv.Itoa(n) + `}`),
 	}

@@ -19,16 +19,20 @@ import (
 	"github.com/billhook/billhook/internal/wal"
 )
 
-// ID names an event for ever: the timeline and commit LSN of its transaction and
+// ID names an event for ever: the generation and commit LSN of its transaction and
 // its ordinal among the events of that transaction, from 1. A change LSN alone
 // would not do: all rows of one COPY share one.
+//
+// The generation is the server's timeline as long as that only grows. When another
+// server takes its place, or the same one is put back, positions come a second time;
+// then the generation is one more than before.
 //
 // An event that no change of a transaction made, such as one fired by the clock,
 // has the LSN of the last transaction before it and an ordinal from FirstOutside.
 type ID struct {
-	Timeline  uint32
-	CommitLSN wal.LSN
-	Ordinal   uint32
+	Generation uint32
+	CommitLSN  wal.LSN
+	Ordinal    uint32
 }
 
 // FirstOutside is the first ordinal of events that come after a transaction
@@ -42,7 +46,7 @@ const OriginReconcile = "reconcile"
 // ParseID reads the text form, "1-16/B374D848-3".
 func ParseID(s string) (ID, error) {
 	bad := func() (ID, error) {
-		return ID{}, fmt.Errorf("parse event id %q: want timeline-lsn-ordinal as in 1-16/B374D848-3", s)
+		return ID{}, fmt.Errorf("parse event id %q: want generation-lsn-ordinal as in 1-16/B374D848-3", s)
 	}
 	parts := strings.Split(s, "-")
 	if len(parts) != 3 {
@@ -60,7 +64,7 @@ func ParseID(s string) (ID, error) {
 	if err != nil {
 		return bad()
 	}
-	return ID{Timeline: uint32(tl), CommitLSN: lsn, Ordinal: uint32(n)}, nil
+	return ID{Generation: uint32(tl), CommitLSN: lsn, Ordinal: uint32(n)}, nil
 }
 
 // String returns the text form, "1-16/B374D848-3".
@@ -68,7 +72,7 @@ func (id ID) String() string { return string(id.AppendText(nil)) }
 
 // AppendText appends the text form to b.
 func (id ID) AppendText(b []byte) []byte {
-	b = strconv.AppendUint(b, uint64(id.Timeline), 10)
+	b = strconv.AppendUint(b, uint64(id.Generation), 10)
 	b = append(b, '-')
 	b = id.CommitLSN.AppendText(b)
 	b = append(b, '-')
@@ -78,12 +82,12 @@ func (id ID) AppendText(b []byte) []byte {
 // IsZero reports whether id names no event.
 func (id ID) IsZero() bool { return id == ID{} }
 
-// Compare orders IDs of one source by timeline, commit LSN and ordinal, which is
+// Compare orders IDs of one source by generation, commit LSN and ordinal, which is
 // commit order.
 func (id ID) Compare(o ID) int {
 	switch {
-	case id.Timeline != o.Timeline:
-		return cmp(uint64(id.Timeline), uint64(o.Timeline))
+	case id.Generation != o.Generation:
+		return cmp(uint64(id.Generation), uint64(o.Generation))
 	case id.CommitLSN != o.CommitLSN:
 		return id.CommitLSN.Compare(o.CommitLSN)
 	}

@@ -9,7 +9,7 @@ import (
 
 func sample(t Type, data, changed string) *Event {
 	return &Event{
-		ID:   ID{Timeline: 1, CommitLSN: 0x16B374D848, Ordinal: 3},
+		ID:   ID{Generation: 1, CommitLSN: 0x16B374D848, Ordinal: 3},
 		Type: t, Entity: "clients", Object: "4711", Lane: "4711", XID: 7731, Source: "billing",
 		CommitTime: time.Date(2026, 11, 23, 10, 15, 0, 123456000, time.UTC),
 		ObjectJSON: json.RawMessage("4711"), Data: json.RawMessage(data), Changed: json.RawMessage(changed),

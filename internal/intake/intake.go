@@ -415,10 +415,7 @@ func (in *Intake) begin(s *replication.Session) error {
 		}
 	}
 	in.open = false
-	if in.position.SystemID == "" || in.position.Timeline != s.Timeline {
-		in.position.SystemID, in.position.Timeline = s.SystemID, s.Timeline
-		in.position.CommitLSN = 0
-	}
+	in.position.Follow(s.SystemID, s.Timeline, false)
 	in.position.Slot, in.position.Publication, in.position.PublicationOID = s.Slot, s.Publication, s.PublicationOID
 	if in.position.EndLSN < s.Start || in.position.CommitLSN == 0 {
 		in.position.EndLSN = s.Start
@@ -432,7 +429,7 @@ func (in *Intake) begin(s *replication.Session) error {
 // last transaction in the batch and precedes every later one, so it may not be
 // asked for while a transaction is open.
 func (in *Intake) outsideID() event.ID {
-	id := event.ID{Timeline: in.position.Timeline, CommitLSN: in.position.CommitLSN, Ordinal: event.FirstOutside}
+	id := event.ID{Generation: in.position.Generation, CommitLSN: in.position.CommitLSN, Ordinal: event.FirstOutside}
 	if in.outside.Compare(id) >= 0 {
 		id = in.outside
 		id.Ordinal = max(id.Ordinal+1, event.FirstOutside)
@@ -460,7 +457,7 @@ func (in *Intake) message(m *wal.Message) error {
 			in.metrics.repeated.Inc()
 			return nil
 		}
-		in.deriver.Begin(in.session.Timeline, m.Begin)
+		in.deriver.Begin(in.position.Generation, m.Begin)
 	case wal.KindCommit:
 		in.open = false
 		if in.skipping {

@@ -149,7 +149,7 @@ func (c *cut) bytes() []byte {
 }
 
 func (c *cut) eventID() event.ID {
-	return event.ID{Timeline: c.u32(), CommitLSN: wal.LSN(c.u64()), Ordinal: c.u32()}
+	return event.ID{Generation: c.u32(), CommitLSN: wal.LSN(c.u64()), Ordinal: c.u32()}
 }
 
 func (c *cut) done() error {
@@ -331,7 +331,11 @@ func appendPosition(b []byte, p *Position) []byte {
 	b = appendString(b, p.SystemID)
 	b = appendString(b, p.Slot)
 	b = appendString(b, p.Publication)
-	return binary.BigEndian.AppendUint32(b, p.PublicationOID)
+	b = binary.BigEndian.AppendUint32(b, p.PublicationOID)
+	if p.Generation != p.Timeline {
+		b = binary.BigEndian.AppendUint32(b, p.Generation)
+	}
+	return b
 }
 
 func decodePosition(value []byte) (Position, error) {
@@ -345,6 +349,10 @@ func decodePosition(value []byte) (Position, error) {
 		Slot:           c.string(),
 		Publication:    c.string(),
 		PublicationOID: c.u32(),
+	}
+	p.Generation = p.Timeline
+	if c.more() {
+		p.Generation = c.u32()
 	}
 	if err := c.done(); err != nil {
 		return Position{}, fmt.Errorf("position: %w", err)

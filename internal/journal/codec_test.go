@@ -142,7 +142,7 @@ func TestCodecRoundTrip(t *testing.T) {
 		a := Attempt{Duration: s.Duration, OK: s.Code > 0, Permanent: s.Code&1 == 1, Error: s.Error, Code: s.Code}
 		a.Request.Head, a.Request.Body, a.Request.Truncated = s.Head, s.Body, s.Truncated
 		a.Response.Body = s.Data
-		p := Position{SystemID: s.Type, Timeline: s.ID.Timeline, Slot: s.Object, Publication: s.Lane, CommitLSN: s.ID.CommitLSN}
+		p := Position{SystemID: s.Type, Timeline: s.ID.Generation, Generation: s.ID.Ordinal, Slot: s.Object, Publication: s.Lane, CommitLSN: s.ID.CommitLSN}
 		e := event.Event{
 			ID: s.ID, Type: event.Type(s.Type), Entity: s.Error, Object: s.Object, Lane: s.Lane, XID: s.ID.Ordinal,
 			Source: s.Type, ObjectJSON: s.Body, Data: s.Data, Changed: s.Body,

@@ -471,8 +471,11 @@ func (j *Journal) Stopped() <-chan struct{} { return j.failed }
 // Position is where intake stands. It is written in the same commit as the
 // events up to it.
 type Position struct {
-	SystemID    string
-	Timeline    uint32
+	SystemID string
+	Timeline uint32
+	// Generation is the first number of the ids of events from here on. It is the
+	// timeline as long as that only grows; see Follow.
+	Generation  uint32
 	Slot        string
 	Publication string
 	// PublicationOID tells a publication that was dropped and made again.
@@ -480,6 +483,20 @@ type Position struct {
 	CommitLSN      wal.LSN   // the last transaction in the journal
 	EndLSN         wal.LSN   // what may be confirmed to the source
 	CommitTime     time.Time // of the last transaction
+}
+
+// Follow moves p to a timeline of a cluster. Where positions of before may mean other
+// transactions, a new generation begins, so that no id is given twice and none goes
+// back; restored says that they may, although the timeline is the same.
+func (p *Position) Follow(systemID string, timeline uint32, restored bool) {
+	switch {
+	case p.SystemID == "":
+		p.Generation = timeline
+	case p.SystemID != systemID || p.Timeline != timeline || restored:
+		p.Generation = max(p.Generation+1, timeline)
+		p.CommitLSN = 0
+	}
+	p.SystemID, p.Timeline = systemID, timeline
 }
 
 // Position returns the last position that is durable, false if there is none.

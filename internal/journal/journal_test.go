@@ -47,7 +47,7 @@ var epoch = time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
 
 // at is the event of transaction n with an ordinal.
 func at(n, ordinal int) event.ID {
-	return event.ID{Timeline: 1, CommitLSN: wal.LSN(n * 100), Ordinal: uint32(ordinal)}
+	return event.ID{Generation: 1, CommitLSN: wal.LSN(n * 100), Ordinal: uint32(ordinal)}
 }
 
 func sample(id event.ID, typ, object string) *event.Event {
@@ -60,7 +60,7 @@ func sample(id event.ID, typ, object string) *event.Event {
 
 func position(n int) Position {
 	return Position{
-		SystemID: "7", Timeline: 1, Slot: "billhook", Publication: "billhook",
+		SystemID: "7", Timeline: 1, Generation: 1, Slot: "billhook", Publication: "billhook",
 		CommitLSN: wal.LSN(n * 100), EndLSN: wal.LSN(n*100 + 50), CommitTime: epoch.Add(time.Duration(n*100) * time.Millisecond),
 	}
 }

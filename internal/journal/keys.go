@@ -65,16 +65,16 @@ func appendLog(k []byte, bucket uint32, part byte) []byte {
 }
 
 func appendEventID(k []byte, id event.ID) []byte {
-	k = binary.BigEndian.AppendUint32(k, id.Timeline)
+	k = binary.BigEndian.AppendUint32(k, id.Generation)
 	k = binary.BigEndian.AppendUint64(k, uint64(id.CommitLSN))
 	return binary.BigEndian.AppendUint32(k, id.Ordinal)
 }
 
 func eventIDOf(b []byte) event.ID {
 	return event.ID{
-		Timeline:  binary.BigEndian.Uint32(b),
-		CommitLSN: wal.LSN(binary.BigEndian.Uint64(b[4:])),
-		Ordinal:   binary.BigEndian.Uint32(b[12:]),
+		Generation: binary.BigEndian.Uint32(b),
+		CommitLSN:  wal.LSN(binary.BigEndian.Uint64(b[4:])),
+		Ordinal:    binary.BigEndian.Uint32(b[12:]),
 	}
 }
 

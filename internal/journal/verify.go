@@ -348,7 +348,7 @@ func (v *verifier) position() error {
 	var p Position
 	switch {
 	case errors.Is(err, pebble.ErrNotFound):
-		p.Timeline = 0
+		p.Generation = 0
 	case err != nil:
 		return err
 	default:
@@ -372,7 +372,7 @@ func (v *verifier) position() error {
 			if id.Compare(v.last) > 0 && !staged {
 				return v.bad("event %v is above the last one, %v", id, v.last)
 			}
-			if known && !staged && (id.Timeline > p.Timeline || id.Timeline == p.Timeline && id.CommitLSN > p.CommitLSN) {
+			if known && !staged && (id.Generation > p.Generation || id.Generation == p.Generation && id.CommitLSN > p.CommitLSN) {
 				return v.bad("event %v is above the position %v", id, p.CommitLSN)
 			}
 			return nil

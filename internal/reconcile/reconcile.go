@@ -28,6 +28,7 @@ import (
 	"github.com/billhook/billhook/internal/journal"
 	"github.com/billhook/billhook/internal/replication/catalog"
 	"github.com/billhook/billhook/internal/replication/snapshot"
+	"github.com/billhook/billhook/internal/wal"
 )
 
 // Options of Run. Journal, Mapping, Reader and Publication are required.
@@ -148,7 +149,10 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		r.report.Tables[i].Name = t.Relation.Schema + "." + t.Relation.Name
 		var ok bool
 		if keys[i], ok = r.deriver.Comparable(t.Relation); !ok {
-			r.report.Tables[i].Skipped = "memory does not hold its rows: their old values come with the stream (REPLICA IDENTITY FULL), or no rule needs them"
+			r.report.Tables[i].Skipped = "no rule needs to remember its rows"
+			if t.Relation.Identity == wal.IdentityFull {
+				r.report.Tables[i].Skipped = "its rows are not remembered, since their old values come with the stream (REPLICA IDENTITY FULL); with remember: true its entity is, from then on"
+			}
 			continue
 		}
 		if err := r.rows(ctx, t, keys[i], &r.report.Tables[i]); err != nil {

@@ -196,7 +196,7 @@ func (c *Client) identify(ctx context.Context, conn *pgx.Conn, want Position) (*
 		}
 	}
 	if want.SystemID != "" && want.SystemID != system.SystemID {
-		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is another database cluster (system identifier %s) than the journal was filled from (%s); correct source.dsn, or start with a new journal", c.target.address, system.SystemID, want.SystemID)
+		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is another database cluster (system identifier %s) than the journal was filled from (%s); correct source.dsn; if this is the same database in a new cluster, `billhook reconcile` finds what was missed and can go on from here", c.target.address, system.SystemID, want.SystemID)
 	}
 	if want.Timeline != 0 && want.Timeline < timeline {
 		if err := c.followed(ctx, conn, want, timeline); err != nil {
@@ -204,10 +204,10 @@ func (c *Client) identify(ctx context.Context, conn *pgx.Conn, want Position) (*
 		}
 	}
 	if want.Timeline > timeline {
-		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore, and the same positions may mean other transactions; start again with an empty journal folder to go on from here; what was committed in between makes no events", c.target.address, timeline, want.Timeline)
+		return nil, server, fatal(ReasonIdentityChanged, "the server at %s is on timeline %d, but the journal was filled on %d: there was a fail-over or a restore, and the same positions may mean other transactions; `billhook reconcile` finds what differs and can go on from here", c.target.address, timeline, want.Timeline)
 	}
 	if want.LSN > server.Current {
-		return nil, server, fatal(ReasonAhead, "the journal is at %s, but the server at %s only at %s: the database was put back to an earlier state; start again with an empty journal folder to go on from here; what was committed in between makes no events", want.LSN, c.target.address, server.Current)
+		return nil, server, fatal(ReasonAhead, "the journal is at %s, but the server at %s only at %s: the database was put back to an earlier state; `billhook reconcile` finds what differs and can go on from here", want.LSN, c.target.address, server.Current)
 	}
 	return &Session{
 		SystemID: system.SystemID, Timeline: timeline, Database: server.Database, ServerVersion: server.VersionNum,

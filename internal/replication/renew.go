@@ -25,55 +25,62 @@ type Renewed struct {
 // Close ends the session that keeps the snapshot. The slot stays.
 func (r *Renewed) Close() { closeConn(r.conn) }
 
+// Break says why a slot cannot go on from where the journal ends.
+type Break struct {
+	Why string // empty: it can go on
+	// Replaced: the server is another cluster than the one that was followed, or was
+	// put back to an earlier state, so that the same positions mean other transactions.
+	Replaced bool
+}
+
 // Renewable says whether the slot must be made anew to go on, and why: it is lost,
 // gone, or cannot send what comes after the journal. An error says that it would not
 // help, or that nothing can be told. It changes nothing.
-func (c *Client) Renewable(ctx context.Context) (why string, err error) {
+func (c *Client) Renewable(ctx context.Context) (Break, error) {
 	conn, err := c.connect(ctx, true)
 	if err != nil {
-		return "", c.target.classify(err)
+		return Break{}, c.target.classify(err)
 	}
 	defer closeConn(conn)
-	_, _, why, err = c.renewable(ctx, conn)
-	return why, err
+	_, _, b, err := c.renewable(ctx, conn)
+	return b, err
 }
 
-func (c *Client) renewable(ctx context.Context, conn *pgx.Conn) (*Session, catalog.Server, string, error) {
+func (c *Client) renewable(ctx context.Context, conn *pgx.Conn) (*Session, catalog.Server, Break, error) {
 	want := c.options.Resume
 	session, server, err := c.identify(ctx, conn, want)
 	if err != nil {
 		e := c.target.classify(err)
-		if e.Reason != ReasonIdentityChanged {
-			return nil, server, "", e
+		if e.Reason != ReasonIdentityChanged && e.Reason != ReasonAhead {
+			return nil, server, Break{}, e
 		}
-		// Of the same cluster on a later timeline the tables can tell what was missed.
-		same := want
-		same.Timeline, same.LSN = 0, 0
-		if session, server, err = c.identify(ctx, conn, same); err != nil {
-			return nil, server, "", c.target.classify(err)
+		// The tables tell what was missed, whichever cluster they are in; slot and
+		// publication must still be those of the journal.
+		any := want
+		any.SystemID, any.Timeline, any.LSN = "", 0, 0
+		if session, server, err = c.identify(ctx, conn, any); err != nil {
+			return nil, server, Break{}, c.target.classify(err)
 		}
-		if session.Timeline <= want.Timeline {
-			return nil, server, "", e
-		}
-		return session, server, e.Text, nil
+		later := session.SystemID == want.SystemID && session.Timeline > want.Timeline
+		return session, server, Break{Why: e.Text, Replaced: !later}, nil
 	}
 	publication, found, err := catalog.ReadPublication(ctx, conn, c.options.Publication)
 	if err != nil {
-		return nil, server, "", c.target.classify(err)
+		return nil, server, Break{}, c.target.classify(err)
 	}
 	if found && want.PublicationOID != 0 && want.PublicationOID != publication.OID {
-		return session, server, fmt.Sprintf("publication %q was dropped and made again", c.options.Publication), nil
+		return session, server, Break{Why: fmt.Sprintf("publication %q was dropped and made again", c.options.Publication)}, nil
 	}
 	_, err = c.checkSlot(ctx, conn, server, want)
 	if err == nil {
-		return session, server, "", nil
+		return session, server, Break{}, nil
 	}
 	e := c.target.classify(err)
 	switch e.Reason {
 	case ReasonSlotMissing, ReasonSlotLost, ReasonGap:
-		return session, server, e.Text, nil
+		return session, server, Break{Why: e.Text}, nil
 	}
-	return nil, server, "", e
+	return nil, server, Break{}, e
 }
 
 // Renew drops what is left of the slot and makes it anew, with a snapshot of exactly

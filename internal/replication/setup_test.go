@@ -147,7 +147,7 @@ func TestAttachRefusals(t *testing.T) {
 		},
 		{
 			"another cluster", func(o *Options) { o.Resume = Position{SystemID: "7", Timeline: 1} },
-			Fatal, ReasonIdentityChanged, "the server at 127.0.0.1:* is another database cluster (system identifier *) than the journal was filled from (7); correct source.dsn, or start with a new journal",
+			Fatal, ReasonIdentityChanged, "the server at 127.0.0.1:* is another database cluster (system identifier *) than the journal was filled from (7); correct source.dsn; if this is the same database in a new cluster, `billhook reconcile`*",
 		},
 		{
 			"another timeline", func(o *Options) { o.Resume = Position{Timeline: 99} },

@@ -50,7 +50,12 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	for k, n := range s.opts.Journal.Counts() {
 		totals[k.Status.String()] += n
 	}
-	answer(w, http.StatusOK, map[string]any{"version": s.opts.Version, "checks": s.opts.Ready(), "executions": totals})
+	body := map[string]any{}
+	if s.opts.Status != nil {
+		maps.Copy(body, s.opts.Status())
+	}
+	body["version"], body["checks"], body["executions"] = s.opts.Version, s.opts.Ready(), totals
+	answer(w, http.StatusOK, body)
 }
 
 type executionJSON struct {

@@ -69,6 +69,8 @@ type Options struct {
 	Live     func() error
 	Gatherer prometheus.Gatherer
 	Version  string
+	// Status returns more of what /api/v1/status shows, by name; nil: nothing.
+	Status func() map[string]any
 	// Access lists who may look, on everything but /healthz and /readyz. Empty:
 	// anybody who can reach the address.
 	Access []Credential

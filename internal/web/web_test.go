@@ -37,7 +37,7 @@ func serve(t *testing.T, change func(*Options)) *httptest.Server {
 	b := j.NewBatch()
 	for i := range 3 {
 		e := &event.Event{
-			ID: event.ID{Timeline: 1, CommitLSN: 0x100, Ordinal: uint32(i + 1)}, Type: "clients.create", Entity: "clients",
+			ID: event.ID{Generation: 1, CommitLSN: 0x100, Ordinal: uint32(i + 1)}, Type: "clients.create", Entity: "clients",
 			Object: "4711", Lane: "4711", ObjectJSON: []byte("4711"), Data: []byte(`{"name":"` + hostile + `"}`), Source: "billing", CommitTime: time.Now(),
 		}
 		if err := b.AddEvent(e, []journal.Planned{{Handler: 7, Priority: 1}}); err != nil {

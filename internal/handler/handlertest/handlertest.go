@@ -89,7 +89,7 @@ func Delivery(payload []byte) *handler.Delivery {
 	const hostile = "a'b\"c`id`$(id);|&<>\\\t\r\nX-Evil: 1\u202e é"
 	return &handler.Delivery{
 		Event: &event.Event{
-			ID:         event.ID{Timeline: 1, CommitLSN: wal.LSN(0x16B374D848), Ordinal: 3},
+			ID:         event.ID{Generation: 1, CommitLSN: wal.LSN(0x16B374D848), Ordinal: 3},
 			Type:       "clients.balance_zero",
 			Entity:     "clients",
 			Object:     hostile,

@@ -225,7 +225,7 @@ func FuzzRetryAfter(f *testing.F) {
 
 func testEvent(name string) *event.Event {
 	return &event.Event{
-		ID: event.ID{Timeline: 1, CommitLSN: wal.LSN(0x16B374D848), Ordinal: 3}, Type: "clients.update", Entity: "clients",
+		ID: event.ID{Generation: 1, CommitLSN: wal.LSN(0x16B374D848), Ordinal: 3}, Type: "clients.update", Entity: "clients",
 		Object: "4711", Lane: "4711", Source: "billing", ObjectJSON: []byte("4711"),
 		Data: append(event.AppendJSONString([]byte(`{"big":12345678901234567890.10,"none":null,"list":[1],"name":`), name), '}'),
 	}
