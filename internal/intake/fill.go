@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/billhook/billhook/internal/billing"
@@ -30,7 +29,6 @@ const defaultFillRows = 5000
 
 // fillChunk is one chunk on its way.
 type fillChunk struct {
-	token    string
 	table    snapshot.Table
 	rows     []wal.Tuple
 	progress fillProgress
@@ -52,7 +50,7 @@ func progressKey(rel *wal.Relation) []byte {
 func (in *Intake) do(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	select {
-	case in.calls <- func() { done <- f() }:
+	case in.calls <- func() error { done <- f(); return nil }:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -166,24 +164,18 @@ func (in *Intake) tableNames() []catalog.Name {
 // applyAtMark hands a chunk to Run, writes its mark, and waits until the stream
 // has shown it.
 func (in *Intake) applyAtMark(ctx context.Context, reader *snapshot.Reader, c *fillChunk) error {
-	err := in.do(ctx, func() error {
-		in.lastToken++
-		c.token = "fill " + strconv.FormatInt(in.started, 36) + " " + strconv.FormatUint(in.lastToken, 10)
-		in.marks[c.token] = c
-		return nil
+	token, err := in.mark(ctx, func() error {
+		err := in.apply(c)
+		c.applied <- err
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	if err := reader.Mark(ctx, c.token); err != nil {
+	if err := reader.Mark(ctx, token); err != nil {
 		return err
 	}
-	select {
-	case err := <-c.applied:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return wait(ctx, c.applied)
 }
 
 // logical takes a logical message: a mark of ours, or somebody else's business.
@@ -191,14 +183,12 @@ func (in *Intake) logical(m *wal.Logical) error {
 	if m.Prefix != snapshot.Prefix {
 		return nil
 	}
-	c, ok := in.marks[string(m.Content)]
+	f, ok := in.marks[string(m.Content)]
 	if !ok {
 		return nil // of an earlier process
 	}
 	delete(in.marks, string(m.Content))
-	err := in.apply(c)
-	c.applied <- err
-	return err
+	return f()
 }
 
 func (in *Intake) apply(c *fillChunk) error {
