@@ -335,3 +335,16 @@ func (d *Deriver) stands(r *row, b *bound) bool {
 	}
 	return ok && err == nil
 }
+
+// RowName is the name of an entity's row, as Backfill and Touches give it, of the texts
+// of its key.
+func (d *Deriver) RowName(entity string, key []string) string {
+	b := append([]byte(entity), 0)
+	for _, t := range key {
+		if len(key) > 1 {
+			b = binary.AppendUvarint(b, uint64(len(t)))
+		}
+		b = append(b, t...)
+	}
+	return string(b)
+}

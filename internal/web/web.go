@@ -1,9 +1,10 @@
 // Package web is Billhook's HTTP face: metrics, health, the JSON API and a page
 // for people.
 //
-// It promises to read the journal and never to write it; that every page works
-// without a request to anywhere else; and that an address other than loopback
-// asks for a token.
+// It promises to read the journal and to write it only through what it is given; that
+// every page works without a request to anywhere else; that an address other than
+// loopback asks for a token; and that no page of another site can ask in the name of
+// the person who looks at it.
 //
 // It does not decide what is healthy: it reports the checks it is given.
 //
@@ -69,6 +70,8 @@ type Options struct {
 	Live     func() error
 	Gatherer prometheus.Gatherer
 	Version  string
+	// Backfills, unless nil, are begun and looked at under /api/v1/backfills.
+	Backfills Backfills
 	// Status returns more of what /api/v1/status shows, by name; nil: nothing.
 	Status func() map[string]any
 	// Access lists who may look, on everything but /healthz and /readyz. Empty:
@@ -107,6 +110,12 @@ func New(o Options) *Server {
 	guarded.HandleFunc("GET /api/v1/handlers", s.handlers)
 	guarded.HandleFunc("GET /api/v1/executions", s.executions)
 	guarded.HandleFunc("GET /api/v1/executions/{id}", s.execution)
+	if o.Backfills != nil {
+		guarded.HandleFunc("GET /api/v1/backfills", s.backfills)
+		guarded.HandleFunc("POST /api/v1/backfills", s.startBackfill)
+		guarded.HandleFunc("GET /api/v1/backfills/{id}", s.backfill)
+		guarded.HandleFunc("DELETE /api/v1/backfills/{id}", s.cancelBackfill)
+	}
 	guarded.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "no such resource: %s %s", r.Method, r.URL.Path)
 	})
@@ -189,7 +198,19 @@ func headers(next http.Handler) http.Handler {
 
 func (s *Server) authorise(next http.Handler) http.Handler {
 	if len(s.opts.Access) == 0 {
-		return next
+		// Nobody but this machine can ask, but a browser on it asks for any site whose
+		// name leads here.
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			host := r.Host
+			if h, _, err := net.SplitHostPort(host); err == nil {
+				host = h
+			}
+			if !loopback(strings.Trim(host, "[]")) {
+				fail(w, http.StatusMisdirectedRequest, "there is no %s here: ask for localhost or 127.0.0.1, or set http.tokens or http.users", host)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.allowed(r) {
