@@ -139,10 +139,10 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 
 	var access []web.Credential
 	for _, t := range c.HTTP.Tokens {
-		access = append(access, web.Credential{Name: t.Name, Token: t.Token.Reveal()})
+		access = append(access, web.Credential{Name: t.Name, Token: t.Token.Reveal(), Operator: t.Role == config.Operator})
 	}
 	for _, u := range c.HTTP.Users {
-		access = append(access, web.Credential{Name: u.Name, Password: u.Password.Reveal()})
+		access = append(access, web.Credential{Name: u.Name, Password: u.Password.Reveal(), Operator: u.Role == config.Operator})
 	}
 	a.listener = l.Options.Listener
 	if a.listener == nil {
@@ -218,7 +218,8 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	}
 	a.intake, err = intake.New(intake.Options{
 		Journal: a.journal, Mapping: l.Mapping, Plan: a.plan, Wants: a.wants, Types: eventTypes(c),
-		Confirm: a.client.Confirm, Clock: a.client.Clock(), Logger: a.log, Registerer: registry,
+		FillRate: float64(c.Source.FillRate.Count) / c.Source.FillRate.Per.Seconds(),
+		Confirm:  a.client.Confirm, Clock: a.client.Clock(), Logger: a.log, Registerer: registry,
 	})
 	if err != nil {
 		return nil, err
@@ -242,7 +243,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	a.web = web.New(web.Options{
 		Journal: a.journal, Handlers: func() []web.Handler { return *a.shown.Load() },
 		Status: a.status, Backfills: a.backfills,
-		Ready:  a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
+		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})
 	return a, nil
 }

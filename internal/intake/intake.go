@@ -49,6 +49,8 @@ type Options struct {
 	Clock      Clock
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// FillRate bounds the rows per second that Fill reads; 0: no limit.
+	FillRate float64
 	// Retry is how long to wait when the journal has no room; 0: one second.
 	Retry time.Duration
 
@@ -103,6 +105,7 @@ type Intake struct {
 	lastToken uint64
 	fillRows  int
 	toFill    atomic.Int64
+	fillings  atomic.Pointer[[]Filling]
 	blocks    atomic.Pointer[string]
 }
 

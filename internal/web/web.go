@@ -58,6 +58,8 @@ type Check struct {
 	Name string `json:"name"`
 	OK   bool   `json:"ok"`
 	Text string `json:"text"` // what it stands at, or what is wrong and what to do
+	// Share is how much of long work is done, 0 to 1; nil: there is none.
+	Share *float64 `json:"share,omitempty"`
 }
 
 // Options of New. Journal, Handlers, Ready and Gatherer are required.
@@ -85,6 +87,7 @@ type Credential struct {
 	Name     string
 	Token    string
 	Password string
+	Operator bool // may also change things
 }
 
 // Server is the HTTP face.
@@ -213,10 +216,15 @@ func (s *Server) authorise(next http.Handler) http.Handler {
 		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !s.allowed(r) {
+		known, operator := s.allowed(r)
+		switch {
+		case !known:
 			w.Header().Add("WWW-Authenticate", `Bearer realm="billhook"`)
 			w.Header().Add("WWW-Authenticate", `Basic realm="billhook"`)
 			fail(w, http.StatusUnauthorized, "a token, or a name and password, is needed")
+			return
+		case !operator && r.Method != http.MethodGet && r.Method != http.MethodHead:
+			fail(w, http.StatusForbidden, "a viewer may only look: use a token or a user with role: operator")
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -224,19 +232,21 @@ func (s *Server) authorise(next http.Handler) http.Handler {
 }
 
 // allowed compares with every credential, in a time that tells nothing.
-func (s *Server) allowed(r *http.Request) bool {
+func (s *Server) allowed(r *http.Request) (known, operator bool) {
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	name, password, _ := r.BasicAuth()
-	ok := 0
 	for _, c := range s.opts.Access {
+		ok := 0
 		if c.Token != "" {
 			ok |= same(token, c.Token)
 		}
 		if c.Password != "" {
 			ok |= same(name, c.Name) & same(password, c.Password)
 		}
+		known = known || ok == 1
+		operator = operator || ok == 1 && c.Operator
 	}
-	return ok == 1
+	return known, operator
 }
 
 func same(given, want string) int {
