@@ -62,6 +62,9 @@ type Source struct {
 	// Europe/Berlin, for events by the clock (at). A date begins at midnight there. A
 	// change of it counts for what is set after it.
 	TimeZone string `yaml:"time_zone,omitempty"`
+	// FillRate is how many rows are read at most, such as 50000/s, when memory is
+	// filled from the tables on the first attach and after rules have changed.
+	FillRate Rate `yaml:"fill_rate,omitempty"`
 }
 
 // Entities is the mapping; an entity that is nil is not followed.

@@ -15,7 +15,7 @@ func (b *Billhook) setDefaults() {
 }
 
 func (s *Source) setDefaults() {
-	*s = Source{Name: "billing", Slot: "billhook", Publication: "billhook", Create: true, Failover: true, TimeZone: "UTC"}
+	*s = Source{Name: "billing", Slot: "billhook", Publication: "billhook", Create: true, Failover: true, TimeZone: "UTC", FillRate: Rate{Count: 50_000, Per: time.Second}}
 }
 
 func (j *Journal) setDefaults() {

@@ -32,8 +32,8 @@ The exit code is 0 when nothing failed; warnings do not fail.`,
 		Example: "  billhook check --config billhook.yaml --handlers handlers.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return usageError{fmt.Errorf("--output %s: want table or json", output)}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			list, ended := app.Check(cmd.Context(), app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion(), Launcher: launcher()})
 			var err error
@@ -54,7 +54,7 @@ The exit code is 0 when nothing failed; warnings do not fail.`,
 		},
 	}
 	f.flags(cmd.Flags())
-	cmd.Flags().StringVar(&output, "output", "table", "table for people, json for scripts")
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 

@@ -88,18 +88,25 @@ scripts. It runs beside the database and changes nothing in it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(runCommand(), checkCommand(), reconcileCommand(), versionCommand(), demoCommand())
-	for _, c := range append(root.Commands(), root) {
-		args := c.Args
-		c.Args = func(cmd *cobra.Command, given []string) error {
-			if err := args(cmd, given); err != nil {
-				return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
-			}
-			return nil
-		}
-		c.Flags().VisitAll(func(f *pflag.Flag) { f.Usage += " [$" + variable(f.Name) + "]" })
-	}
+	root.AddCommand(runCommand(), checkCommand(), backfillCommand(), reconcileCommand(), versionCommand(), demoCommand())
+	finish(root)
 	return root
+}
+
+// finish has a command and those below it tell mistakes as such, and name the
+// environment variables of their flags.
+func finish(c *cobra.Command) {
+	args := c.Args
+	c.Args = func(cmd *cobra.Command, given []string) error {
+		if err := args(cmd, given); err != nil {
+			return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+		}
+		return nil
+	}
+	c.Flags().VisitAll(func(f *pflag.Flag) { f.Usage += " [$" + variable(f.Name) + "]" })
+	for _, below := range c.Commands() {
+		finish(below)
+	}
 }
 
 // variable is the environment variable of a flag: BILLHOOK_CONFIG of --config.

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -32,13 +30,13 @@ from there. It reads all tables in one transaction of the database, which holds
 vacuum back while it lasts. Broken off, it can be begun again.
 
 Billhook must not be running with the same journal. Tables with REPLICA IDENTITY FULL
-are not remembered and cannot be compared.`,
+are compared only where their entity has remember: true.`,
 		Example: `  billhook reconcile --config billhook.yaml --handlers handlers.yaml
   billhook reconcile --config billhook.yaml --handlers handlers.yaml --apply`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return usageError{fmt.Errorf("--output %s: want table or json", output)}
+			if err := checkOutput(output); err != nil {
+				return err
 			}
 			if o.Force && !o.Apply {
 				return usageError{errors.New("--force means something with --apply only")}
@@ -50,23 +48,12 @@ are not remembered and cannot be compared.`,
 			if err != nil {
 				return err
 			}
-			shown := time.Time{}
-			if output == "table" && terminal(os.Stderr) {
-				o.Progress = func(p reconcile.Progress) {
-					if now := time.Now(); now.Sub(shown) > 200*time.Millisecond {
-						shown = now
-						of := ""
-						if p.Of >= p.Rows {
-							of = fmt.Sprintf(" of about %d", p.Of)
-						}
-						fmt.Fprintf(os.Stderr, "\r\x1b[K%s: %d%s rows", p.Table, p.Rows, of)
-					}
-				}
+			show := newProgress(os.Stderr)
+			if output == "table" {
+				o.Progress = func(p reconcile.Progress) { show.at(p.Rows, p.Of, p.Table) }
 			}
 			r, err := app.Reconcile(cmd.Context(), l, o)
-			if !shown.IsZero() {
-				fmt.Fprint(os.Stderr, "\r\x1b[K")
-			}
+			show.end()
 			if errors.Is(err, app.ErrNotNeeded) {
 				return fmt.Errorf("%w; --force makes the slot anew all the same", err)
 			}
@@ -86,15 +73,12 @@ are not remembered and cannot be compared.`,
 	cmd.Flags().BoolVar(&o.Apply, "apply", false, "make the slot anew and journal what was missed")
 	cmd.Flags().BoolVar(&o.Force, "force", false, "with --apply: also when the slot could go on as it is")
 	cmd.Flags().BoolVar(&o.Adopt, "adopt", false, "with --apply: also when the server is another cluster than the one that was followed, or was put back")
-	cmd.Flags().StringVar(&output, "output", "table", "table for people, json for scripts")
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 
 func printReconciledJSON(w io.Writer, r app.Reconciled, applied bool) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(struct {
+	return printJSON(w, struct {
 		Why      string             `json:"why,omitempty"`
 		Replaced bool               `json:"replaced,omitempty"` // another cluster, or put back: --apply needs --adopt
 		Applied  bool               `json:"applied"`

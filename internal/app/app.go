@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/billhook/billhook/config"
+	"github.com/billhook/billhook/internal/backfill"
 	"github.com/billhook/billhook/internal/billing"
 	"github.com/billhook/billhook/internal/dispatch"
 	"github.com/billhook/billhook/internal/event"
@@ -103,6 +104,7 @@ type App struct {
 	dispatcher *dispatch.Dispatcher
 	client     *replication.Client
 	intake     *intake.Intake
+	backfills  *backfill.Backfills
 	web        *web.Server
 	listener   net.Listener
 
@@ -137,10 +139,10 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 
 	var access []web.Credential
 	for _, t := range c.HTTP.Tokens {
-		access = append(access, web.Credential{Name: t.Name, Token: t.Token.Reveal()})
+		access = append(access, web.Credential{Name: t.Name, Token: t.Token.Reveal(), Operator: t.Role == config.Operator})
 	}
 	for _, u := range c.HTTP.Users {
-		access = append(access, web.Credential{Name: u.Name, Password: u.Password.Reveal()})
+		access = append(access, web.Credential{Name: u.Name, Password: u.Password.Reveal(), Operator: u.Role == config.Operator})
 	}
 	a.listener = l.Options.Listener
 	if a.listener == nil {
@@ -216,7 +218,16 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	}
 	a.intake, err = intake.New(intake.Options{
 		Journal: a.journal, Mapping: l.Mapping, Plan: a.plan, Wants: a.wants, Types: eventTypes(c),
-		Confirm: a.client.Confirm, Clock: a.client.Clock(), Logger: a.log, Registerer: registry,
+		FillRate: float64(c.Source.FillRate.Count) / c.Source.FillRate.Per.Seconds(),
+		Confirm:  a.client.Confirm, Clock: a.client.Clock(), Logger: a.log, Registerer: registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.backfills, err = backfill.New(ctx, backfill.Options{
+		Journal: a.journal, Mapping: l.Mapping, Intake: a.intake, Publication: c.Source.Publication,
+		Open: func(ctx context.Context) (*snapshot.Reader, error) { return snapshot.Open(ctx, c.Source.DSN.Reveal()) },
+		Plan: a.plan, Handlers: a.listeners, Resolve: resolver(c), Logger: a.log, Registerer: registry,
 	})
 	if err != nil {
 		return nil, err
@@ -231,8 +242,8 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 
 	a.web = web.New(web.Options{
 		Journal: a.journal, Handlers: func() []web.Handler { return *a.shown.Load() },
-		Status: a.status,
-		Ready:  a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
+		Status: a.status, Backfills: a.backfills,
+		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})
 	return a, nil
 }
@@ -272,6 +283,32 @@ func eventTypes(c *config.Billhook) []event.Type {
 		types = append(types, event.Type(t.Name))
 	}
 	return types
+}
+
+// listeners are the handlers as a backfill must know them.
+func (a *App) listeners() []backfill.Handler {
+	var out []backfill.Handler
+	for _, h := range *a.handlers.Load() {
+		out = append(out, backfill.Handler{ID: h.ID, Listens: h.Matches, Gone: h.Status == dispatch.Archived})
+	}
+	return out
+}
+
+// resolver turns what people call an event, or several, into event types.
+func resolver(c *config.Billhook) func(name string) []event.Type {
+	types := c.EventTypes()
+	return func(name string) (out []event.Type) {
+		canonical, ok := config.ResolveEvent(types, name)
+		if !ok {
+			return nil
+		}
+		for _, t := range types {
+			if config.MatchEvent(canonical, t.Name) {
+				out = append(out, event.Type(t.Name))
+			}
+		}
+		return out
+	}
 }
 
 // use puts handlers into force for new events and for those that wait.
@@ -330,6 +367,7 @@ func (a *App) Run(ctx context.Context) error {
 		return nil
 	})
 	stopFill := start("fill", a.fill)
+	stopBackfill := start("backfill", a.backfills.Run)
 	stopReload := start("reload", a.watch)
 	stopRetention := start("retention", a.expire)
 
@@ -345,6 +383,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	stopReload()
 	stopRetention()
+	stopBackfill()
 	stopFill()
 	stopStream()
 	stopIntake()

@@ -5,13 +5,14 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/billhook/billhook/internal/intake"
 	"github.com/billhook/billhook/internal/replication"
 	"github.com/billhook/billhook/internal/web"
 )
 
 // status is what the status page has beside the checks.
 func (a *App) status() map[string]any {
-	return map[string]any{"reconciled": append([]Healed{}, a.healed...)}
+	return map[string]any{"reconciled": append([]Healed{}, a.healed...), "memory": append([]intake.Filling{}, a.intake.Fillings()...)}
 }
 
 // Ready is what /readyz stands on: the stream flows, the journal takes writes,
@@ -19,8 +20,9 @@ func (a *App) status() map[string]any {
 // unready: the last good one is in force.
 func (a *App) Ready() []web.Check {
 	var checks []web.Check
-	add := func(name string, ok bool, text string) {
+	add := func(name string, ok bool, text string) *web.Check {
 		checks = append(checks, web.Check{Name: name, OK: ok, Text: text})
+		return &checks[len(checks)-1]
 	}
 
 	s := a.client.State()
@@ -54,7 +56,18 @@ func (a *App) Ready() []web.Check {
 	case n < 0:
 		add("memory", false, "not looked at yet")
 	case n > 0:
-		add("memory", false, fmt.Sprintf("%d tables are being read; until then the first change of a row that was there before may make no event", n))
+		text, rows, estimated := "tables are being read, and until then the first change of a row that was there before may make no event", int64(0), int64(0)
+		for _, f := range a.intake.Fillings() {
+			if !f.Done {
+				text += "; " + f.String()
+			}
+			rows, estimated = rows+f.Rows, estimated+max(f.Rows, f.Estimated)
+		}
+		check := add("memory", false, text)
+		if estimated > 0 {
+			share := float64(rows) / float64(estimated)
+			check.Share = &share
+		}
 	default:
 		add("memory", true, "filled")
 	}

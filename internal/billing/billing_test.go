@@ -228,6 +228,9 @@ func (s *script) line(line string) {
 		}
 		s.d.SetFilling(false)
 		return
+	case "backfill": // of an entity, where a condition holds
+		s.backfill(rest)
+		return
 	case "silently": // rows that were there before Billhook
 		f := strings.Fields(rest)
 		rel := s.rels[f[0]]
@@ -284,6 +287,54 @@ func (s *script) line(line string) {
 		c := &wal.Change{Op: wal.Delete, Relation: rel}
 		c.Old, c.OldKind = s.old(rel, was, false, true)
 		s.change(c)
+	}
+}
+
+// backfill tells all that the rows stand for, without a look at memory.
+func (s *script) backfill(rest string) {
+	entity, where, _ := strings.Cut(rest, " ")
+	d := s.make()
+	st := Standing{Entity: entity, Time: s.now}
+	for _, m := range d.tables {
+		for _, r := range m.rules {
+			if e, err := d.Backfills(r.Event); err == nil && e == entity && !slices.Contains(st.Types, r.Event) {
+				st.Types = append(st.Types, r.Event)
+			}
+		}
+	}
+	st.Types = append(st.Types, "clients.custom_fields.update")
+	if where != "" {
+		st.Where = mustCondition(s.t, where)
+	}
+	for _, table := range d.EntityTables(entity) {
+		rows := Rows{Relation: s.rels[table.Name]}
+		if rows.Relation == nil {
+			continue
+		}
+		for _, key := range slices.Sorted(maps.Keys(s.rows[table.Name])) {
+			rows.Tuples = append(rows.Tuples, slices.Clone(s.rows[table.Name][key]))
+		}
+		st.Rows = append(st.Rows, rows)
+	}
+	key, _, _ := d.RowColumns(st.Rows[0].Relation)
+	named := map[string]bool{}
+	for _, t := range st.Rows[0].Tuples {
+		var texts []string
+		for _, i := range key {
+			texts = append(texts, string(t[i].Text))
+		}
+		named[d.RowName(entity, texts)] = true
+	}
+	err := d.Backfill(st, func(row []byte, e *event.Event) error {
+		if !named[string(row)] || e.Origin != event.OriginBackfill {
+			s.t.Errorf("row %q is none of those there were, or origin %q", row, e.Origin)
+		}
+		e.ID = event.ID{Generation: 1, CommitLSN: s.lsn, Ordinal: event.FirstOutside + s.outside}
+		s.outside++
+		return s.emit(e)
+	})
+	if err != nil {
+		s.t.Fatal(err)
 	}
 }
 

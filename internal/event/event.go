@@ -43,6 +43,10 @@ const FirstOutside = 1 << 31
 // tables with memory.
 const OriginReconcile = "reconcile"
 
+// OriginBackfill is the origin of events of rows that were there already, told because
+// somebody asked for them.
+const OriginBackfill = "backfill"
+
 // ParseID reads the text form, "1-16/B374D848-3".
 func ParseID(s string) (ID, error) {
 	bad := func() (ID, error) {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strconv"
+	"slices"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/billhook/billhook/internal/billing"
 	"github.com/billhook/billhook/internal/replication/catalog"
@@ -30,7 +32,6 @@ const defaultFillRows = 5000
 
 // fillChunk is one chunk on its way.
 type fillChunk struct {
-	token    string
 	table    snapshot.Table
 	rows     []wal.Tuple
 	progress fillProgress
@@ -41,7 +42,45 @@ type fillChunk struct {
 type fillProgress struct {
 	Form  string   `json:"form"`  // what memory must hold, see billing.Deriver.FillPlan
 	After []string `json:"after"` // key of the last row that is in memory
+	Rows  int64    `json:"rows"`  // read
 	Done  bool     `json:"done"`
+}
+
+// Filling is how far a table's rows are in memory.
+type Filling struct {
+	Table string `json:"table"`
+	Rows  int64  `json:"rows"`
+	// Estimated is about how many rows the table has; -1: not known.
+	Estimated int64 `json:"rows_estimated"`
+	Done      bool  `json:"done"`
+}
+
+// String says it in words.
+func (f Filling) String() string {
+	if f.Estimated > 0 && f.Estimated >= f.Rows {
+		return fmt.Sprintf("%s: %d%% of about %d rows", f.Table, 100*f.Rows/f.Estimated, f.Estimated)
+	}
+	return fmt.Sprintf("%s: %d rows", f.Table, f.Rows)
+}
+
+// Fillings are the tables that Fill has found to be read, nil before it has looked.
+// The slice is the caller's to read.
+func (in *Intake) Fillings() []Filling {
+	if p := in.fillings.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// fillTold is how often the log tells how far a table is.
+const fillTold = 10 * time.Second
+
+// filling shows how far the nth table is.
+func (in *Intake) filling(n int, f fillProgress) {
+	list := slices.Clone(in.Fillings())
+	list[n].Rows, list[n].Done = f.Rows, f.Done
+	in.fillings.Store(&list)
+	in.metrics.fillRows.WithLabelValues(list[n].Table).Set(float64(f.Rows))
 }
 
 func progressKey(rel *wal.Relation) []byte {
@@ -52,7 +91,7 @@ func progressKey(rel *wal.Relation) []byte {
 func (in *Intake) do(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	select {
-	case in.calls <- func() { done <- f() }:
+	case in.calls <- func() error { done <- f(); return nil }:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -117,13 +156,28 @@ func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication
 		return err
 	}
 	in.setToFill(len(left))
+	list := make([]Filling, len(left))
 	for n, f := range left {
-		start, rows := time.Now(), 0
-		name := f.table.Relation.Schema + "." + f.table.Relation.Name
+		list[n] = Filling{Table: f.table.Relation.Schema + "." + f.table.Relation.Name, Rows: f.progress.Rows, Estimated: f.table.Estimate}
+		in.metrics.fillRows.WithLabelValues(list[n].Table).Set(float64(f.progress.Rows))
+		in.metrics.fillEstimated.WithLabelValues(list[n].Table).Set(float64(max(0, f.table.Estimate)))
+	}
+	in.fillings.Store(&list)
+	limiter, most := rate.NewLimiter(rate.Inf, 0), in.fillRows
+	if in.o.FillRate > 0 {
+		most = max(1, min(most, int(in.o.FillRate)))
+		limiter = rate.NewLimiter(rate.Limit(in.o.FillRate), most)
+	}
+	for n, f := range left {
+		start, told, rows := time.Now(), time.Now(), 0
+		name := list[n].Table
 		in.log.Info("filling memory", "table", name, "rows_estimated", f.table.Estimate, "resumed", f.progress.After != nil)
 		for !f.progress.Done {
+			if err := limiter.WaitN(ctx, most); err != nil {
+				return err
+			}
 			c := &fillChunk{table: f.table, progress: f.progress, applied: make(chan error, 1)}
-			if c.rows, err = reader.Read(ctx, f.table, f.key, f.columns, f.progress.After, in.fillRows); err != nil {
+			if c.rows, err = reader.Read(ctx, f.table, f.key, f.columns, f.progress.After, most); err != nil {
 				return err
 			}
 			if len(c.rows) > 0 {
@@ -133,13 +187,19 @@ func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication
 					c.progress.After = append(c.progress.After, string(last[i].Text))
 				}
 			}
-			c.progress.Done = len(c.rows) < in.fillRows
+			c.progress.Rows += int64(len(c.rows))
+			c.progress.Done = len(c.rows) < most
 			if err := in.applyAtMark(ctx, reader, c); err != nil {
 				return err
 			}
 			rows += len(c.rows)
 			f.progress = c.progress
 			in.metrics.filled.Add(float64(len(c.rows)))
+			in.filling(n, f.progress)
+			if now := time.Now(); now.Sub(told) >= fillTold {
+				told = now
+				in.log.Info("filling memory", "table", name, "rows", f.progress.Rows, "rows_estimated", f.table.Estimate, "per_second", int(float64(rows)/now.Sub(start).Seconds()))
+			}
 		}
 		in.log.Info("memory filled", "table", name, "rows", rows, "took", time.Since(start).Round(time.Millisecond))
 		in.setToFill(len(left) - n - 1)
@@ -166,24 +226,18 @@ func (in *Intake) tableNames() []catalog.Name {
 // applyAtMark hands a chunk to Run, writes its mark, and waits until the stream
 // has shown it.
 func (in *Intake) applyAtMark(ctx context.Context, reader *snapshot.Reader, c *fillChunk) error {
-	err := in.do(ctx, func() error {
-		in.lastToken++
-		c.token = "fill " + strconv.FormatInt(in.started, 36) + " " + strconv.FormatUint(in.lastToken, 10)
-		in.marks[c.token] = c
-		return nil
+	token, err := in.mark(ctx, func() error {
+		err := in.apply(c)
+		c.applied <- err
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	if err := reader.Mark(ctx, c.token); err != nil {
+	if err := reader.Mark(ctx, token); err != nil {
 		return err
 	}
-	select {
-	case err := <-c.applied:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return wait(ctx, c.applied)
 }
 
 // logical takes a logical message: a mark of ours, or somebody else's business.
@@ -191,14 +245,12 @@ func (in *Intake) logical(m *wal.Logical) error {
 	if m.Prefix != snapshot.Prefix {
 		return nil
 	}
-	c, ok := in.marks[string(m.Content)]
+	f, ok := in.marks[string(m.Content)]
 	if !ok {
 		return nil // of an earlier process
 	}
 	delete(in.marks, string(m.Content))
-	err := in.apply(c)
-	c.applied <- err
-	return err
+	return f()
 }
 
 func (in *Intake) apply(c *fillChunk) error {

@@ -49,6 +49,8 @@ type Options struct {
 	Clock      Clock
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// FillRate bounds the rows per second that Fill reads; 0: no limit.
+	FillRate float64
 	// Retry is how long to wait when the journal has no room; 0: one second.
 	Retry time.Duration
 
@@ -86,25 +88,32 @@ type Intake struct {
 	dirty        bool
 	idleSince    time.Time // last commit of a mere position
 
+	waiting  []outsider   // until no transaction is open
+	promised []chan error // of what outsiders have added to batch
+	flying   []chan error // of what they have added to the commit under way
+	tracked  *touched     // nil: nobody asks
+	xid      uint32       // of the open transaction
+
 	inFlight bool        // a commit is on its way to the disk
 	done     chan synced // gets its end
 	piece    func() error
 
-	ctx       context.Context       // of Run
-	calls     chan func()           // to run in Run's goroutine
-	marks     map[string]*fillChunk // chunks whose mark is awaited
-	started   int64                 // makes marks of this process its own
+	ctx       context.Context         // of Run
+	calls     chan func() error       // to run in Run's goroutine
+	marks     map[string]func() error // what to do when the stream shows a mark
+	started   int64                   // makes marks of this process its own
 	lastToken uint64
 	fillRows  int
 	toFill    atomic.Int64
+	fillings  atomic.Pointer[[]Filling]
 	blocks    atomic.Pointer[string]
 }
 
 // New makes an Intake.
 func New(o Options) (*Intake, error) {
 	in := &Intake{
-		o: o, log: o.Logger, calls: make(chan func()), done: make(chan synced, 1),
-		marks: map[string]*fillChunk{}, started: time.Now().UnixNano(), fillRows: defaultFillRows,
+		o: o, log: o.Logger, calls: make(chan func() error), done: make(chan synced, 1),
+		marks: map[string]func() error{}, started: time.Now().UnixNano(), fillRows: defaultFillRows,
 	}
 	in.toFill.Store(-1)
 	if in.log == nil {
@@ -251,7 +260,9 @@ func (in *Intake) Run(ctx context.Context, chunks <-chan *replication.Chunk) err
 				return err
 			}
 		case f := <-in.calls:
-			f()
+			if err := f(); err != nil {
+				return err
+			}
 		case a := <-in.timers.answers:
 			in.answered(a)
 		case <-due:
@@ -279,6 +290,7 @@ func (in *Intake) send() error {
 		return err
 	}
 	in.inFlight = true
+	in.flying, in.promised = in.promised, nil
 	go func() { in.done <- synced{end, wait()} }()
 	return nil
 }
@@ -293,6 +305,10 @@ func (in *Intake) landed() error {
 
 func (in *Intake) finish(s synced) error {
 	in.inFlight = false
+	for _, done := range in.flying {
+		done <- s.err
+	}
+	in.flying = nil
 	if s.err != nil {
 		return fmt.Errorf("write the journal: %w", s.err)
 	}
@@ -309,7 +325,7 @@ func (in *Intake) full() bool {
 // due reports whether what the batch holds should be committed now: always when
 // there are transactions, now and then when there is but a newer position.
 func (in *Intake) due() bool {
-	return in.transactions > 0 || in.timers.fired > 0 || time.Since(in.idleSince) >= idleInterval
+	return in.transactions > 0 || in.timers.fired > 0 || len(in.promised) > 0 || time.Since(in.idleSince) >= idleInterval
 }
 
 // commit gives the batch to the journal, waiting for room if there is none.
@@ -422,7 +438,7 @@ func (in *Intake) begin(s *replication.Session) error {
 	}
 	in.dirty = true
 	in.idleSince = time.Time{}
-	return nil
+	return in.outsiders()
 }
 
 // outsideID returns the next id for an event that no change made. It follows the
@@ -444,6 +460,11 @@ func (in *Intake) message(m *wal.Message) error {
 		if in.skipping {
 			return nil
 		}
+		if in.tracked != nil {
+			if err := in.touch(&m.Change); err != nil {
+				return fmt.Errorf("note a change for a backfill: %w", err)
+			}
+		}
 		in.metrics.change(&m.Change, in.deriver.Change(&m.Change))
 		in.changes++
 		if in.deriver.Full() {
@@ -452,6 +473,7 @@ func (in *Intake) message(m *wal.Message) error {
 	case wal.KindBegin:
 		in.open = true
 		in.changes = 0
+		in.xid = m.Begin.XID
 		in.skipping = m.Begin.CommitLSN <= in.position.CommitLSN
 		if in.skipping {
 			in.metrics.repeated.Inc()
@@ -462,12 +484,18 @@ func (in *Intake) message(m *wal.Message) error {
 		in.open = false
 		if in.skipping {
 			in.skipping = false
-			return nil
+			return in.outsiders()
 		}
-		return in.committed(m.Commit)
+		if err := in.committed(m.Commit); err != nil {
+			return err
+		}
+		return in.outsiders()
 	case wal.KindTruncate:
 		if in.skipping {
 			return nil
+		}
+		if in.tracked != nil {
+			in.tracked.all[in.xid] = true
 		}
 		for _, rel := range m.Truncate.Relations {
 			if in.deriver.Truncate(rel) {

@@ -224,6 +224,9 @@ func TestFill(t *testing.T) {
 	if n := f.intake.TablesToFill(); n != 0 {
 		t.Errorf("%d tables to fill", n)
 	}
+	if l := f.intake.Fillings(); len(l) != 1 || !l[0].Done || l[0].Table != "public.clients" || l[0].Rows < 4000 || l[0].Rows > 8000 {
+		t.Errorf("the fill says %+v", l)
+	}
 	f.settle()
 
 	check := func(f *flow, when string) {

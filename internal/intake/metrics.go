@@ -12,23 +12,25 @@ import (
 // metrics of intake. What happens per change is counted in plain fields and added
 // to the counters with each commit.
 type metrics struct {
-	transactions prometheus.Counter
-	changes      *prometheus.CounterVec
-	unmapped     prometheus.Counter
-	events       *prometheus.CounterVec
-	repeated     prometheus.Counter
-	broken       prometheus.Counter
-	truncates    prometheus.Counter
-	filled       prometheus.Counter
-	filling      prometheus.Gauge
-	timers       prometheus.Gauge
-	fired        prometheus.Counter
-	blocked      prometheus.Gauge
-	durable      prometheus.Gauge
-	commitTime   prometheus.Gauge
-	batches      prometheus.Histogram
-	open         prometheus.Gauge
-	pieces       prometheus.Counter
+	transactions  prometheus.Counter
+	changes       *prometheus.CounterVec
+	unmapped      prometheus.Counter
+	events        *prometheus.CounterVec
+	repeated      prometheus.Counter
+	broken        prometheus.Counter
+	truncates     prometheus.Counter
+	filled        prometheus.Counter
+	filling       prometheus.Gauge
+	fillRows      *prometheus.GaugeVec
+	fillEstimated *prometheus.GaugeVec
+	timers        prometheus.Gauge
+	fired         prometheus.Counter
+	blocked       prometheus.Gauge
+	durable       prometheus.Gauge
+	commitTime    prometheus.Gauge
+	batches       prometheus.Histogram
+	open          prometheus.Gauge
+	pieces        prometheus.Counter
 
 	pendingTransactions, pendingUnmapped int
 	pendingChanges                       map[*wal.Relation]*[3]int
@@ -40,23 +42,25 @@ type metrics struct {
 
 func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 	m := &metrics{
-		open:         prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_large_transaction_changes", Help: "Changes taken in so far of a transaction that is too large for one commit; 0 when there is none."}),
-		pieces:       prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_pieces_total", Help: "Pieces of large transactions set aside in the journal."}),
-		transactions: prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_transactions_total", Help: "Transactions taken into the journal."}),
-		changes:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "billhook_intake_changes_total", Help: "Row changes of mapped tables, by table and operation."}, []string{"table", "op"}),
-		unmapped:     prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_changes_ignored_total", Help: "Row changes that can make no event: of tables that are not mapped, or of rows whose key is not known."}),
-		events:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "billhook_events_total", Help: "Events derived, by event type, also those that no handler wants."}, []string{"event"}),
-		repeated:     prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_transactions_repeated_total", Help: "Transactions that the server sent again and that were in the journal already."}),
-		broken:       prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_condition_errors_total", Help: "Rows for which a rule's condition could not be evaluated."}),
-		truncates:    prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_truncates_total", Help: "TRUNCATEs of mapped tables."}),
-		filled:       prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_memory_filled_rows_total", Help: "Rows read from tables into memory."}),
-		filling:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_memory_tables_to_fill", Help: "Mapped tables whose rows are not all in memory yet."}),
-		timers:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_timers_pending", Help: "Rows' moments at which an event by the clock, or of a threshold that settles, falls due."}),
-		fired:        prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_timers_fired_total", Help: "Rows' moments that have come, whether or not they made an event."}),
-		blocked:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_blocked", Help: "1 while intake waits for room for the journal."}),
-		durable:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_durable_lsn_bytes", Help: "Position in the source's log that is durable in the journal."}),
-		commitTime:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_last_commit_timestamp_seconds", Help: "Commit time, by the source's clock, of the last transaction taken into the journal."}),
-		batches:      prometheus.NewHistogram(prometheus.HistogramOpts{Name: "billhook_intake_batch_transactions", Help: "Transactions per commit of the journal.", Buckets: []float64{0, 1, 2, 5, 10, 50, 100, 500, 1000, 5000, 10000}}),
+		open:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_large_transaction_changes", Help: "Changes taken in so far of a transaction that is too large for one commit; 0 when there is none."}),
+		pieces:        prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_pieces_total", Help: "Pieces of large transactions set aside in the journal."}),
+		transactions:  prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_transactions_total", Help: "Transactions taken into the journal."}),
+		changes:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "billhook_intake_changes_total", Help: "Row changes of mapped tables, by table and operation."}, []string{"table", "op"}),
+		unmapped:      prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_changes_ignored_total", Help: "Row changes that can make no event: of tables that are not mapped, or of rows whose key is not known."}),
+		events:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "billhook_events_total", Help: "Events derived, by event type, also those that no handler wants."}, []string{"event"}),
+		repeated:      prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_transactions_repeated_total", Help: "Transactions that the server sent again and that were in the journal already."}),
+		broken:        prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_condition_errors_total", Help: "Rows for which a rule's condition could not be evaluated."}),
+		truncates:     prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_truncates_total", Help: "TRUNCATEs of mapped tables."}),
+		filled:        prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_memory_filled_rows_total", Help: "Rows read from tables into memory."}),
+		filling:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_memory_tables_to_fill", Help: "Mapped tables whose rows are not all in memory yet."}),
+		fillRows:      prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "billhook_memory_fill_rows", Help: "Rows read so far of a table that is, or was, being filled into memory."}, []string{"table"}),
+		fillEstimated: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "billhook_memory_fill_rows_estimated", Help: "About how many rows such a table has; 0 when that is not known."}, []string{"table"}),
+		timers:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_timers_pending", Help: "Rows' moments at which an event by the clock, or of a threshold that settles, falls due."}),
+		fired:         prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_timers_fired_total", Help: "Rows' moments that have come, whether or not they made an event."}),
+		blocked:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_blocked", Help: "1 while intake waits for room for the journal."}),
+		durable:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_durable_lsn_bytes", Help: "Position in the source's log that is durable in the journal."}),
+		commitTime:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_last_commit_timestamp_seconds", Help: "Commit time, by the source's clock, of the last transaction taken into the journal."}),
+		batches:       prometheus.NewHistogram(prometheus.HistogramOpts{Name: "billhook_intake_batch_transactions", Help: "Transactions per commit of the journal.", Buckets: []float64{0, 1, 2, 5, 10, 50, 100, 500, 1000, 5000, 10000}}),
 
 		pendingChanges: map[*wal.Relation]*[3]int{},
 		pendingEvents:  map[event.Type]int{},
@@ -66,7 +70,7 @@ func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.transactions, m.changes, m.unmapped, m.events, m.repeated, m.broken, m.truncates,
-			m.filled, m.filling, m.timers, m.fired, m.blocked, m.durable, m.commitTime, m.batches, m.open, m.pieces)
+			m.filled, m.filling, m.fillRows, m.fillEstimated, m.timers, m.fired, m.blocked, m.durable, m.commitTime, m.batches, m.open, m.pieces)
 	}
 	return m
 }

@@ -190,10 +190,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 
 // rows compares the rows that a table has.
 func (r *run) rows(ctx context.Context, t snapshot.Table, key []int, report *Table) error {
-	columns := make([]int, len(t.Relation.Columns))
-	for i := range columns {
-		columns[i] = i
-	}
+	_, columns, _ := r.deriver.RowColumns(t.Relation)
 	var after []string
 	for {
 		rows, err := r.o.Reader.Read(ctx, t, key, columns, after, r.o.Rows)

@@ -1,9 +1,10 @@
 // Package web is Billhook's HTTP face: metrics, health, the JSON API and a page
 // for people.
 //
-// It promises to read the journal and never to write it; that every page works
-// without a request to anywhere else; and that an address other than loopback
-// asks for a token.
+// It promises to read the journal and to write it only through what it is given; that
+// every page works without a request to anywhere else; that an address other than
+// loopback asks for a token; and that no page of another site can ask in the name of
+// the person who looks at it.
 //
 // It does not decide what is healthy: it reports the checks it is given.
 //
@@ -57,6 +58,8 @@ type Check struct {
 	Name string `json:"name"`
 	OK   bool   `json:"ok"`
 	Text string `json:"text"` // what it stands at, or what is wrong and what to do
+	// Share is how much of long work is done, 0 to 1; nil: there is none.
+	Share *float64 `json:"share,omitempty"`
 }
 
 // Options of New. Journal, Handlers, Ready and Gatherer are required.
@@ -69,6 +72,8 @@ type Options struct {
 	Live     func() error
 	Gatherer prometheus.Gatherer
 	Version  string
+	// Backfills, unless nil, are begun and looked at under /api/v1/backfills.
+	Backfills Backfills
 	// Status returns more of what /api/v1/status shows, by name; nil: nothing.
 	Status func() map[string]any
 	// Access lists who may look, on everything but /healthz and /readyz. Empty:
@@ -82,6 +87,7 @@ type Credential struct {
 	Name     string
 	Token    string
 	Password string
+	Operator bool // may also change things
 }
 
 // Server is the HTTP face.
@@ -107,6 +113,12 @@ func New(o Options) *Server {
 	guarded.HandleFunc("GET /api/v1/handlers", s.handlers)
 	guarded.HandleFunc("GET /api/v1/executions", s.executions)
 	guarded.HandleFunc("GET /api/v1/executions/{id}", s.execution)
+	if o.Backfills != nil {
+		guarded.HandleFunc("GET /api/v1/backfills", s.backfills)
+		guarded.HandleFunc("POST /api/v1/backfills", s.startBackfill)
+		guarded.HandleFunc("GET /api/v1/backfills/{id}", s.backfill)
+		guarded.HandleFunc("DELETE /api/v1/backfills/{id}", s.cancelBackfill)
+	}
 	guarded.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "no such resource: %s %s", r.Method, r.URL.Path)
 	})
@@ -189,13 +201,30 @@ func headers(next http.Handler) http.Handler {
 
 func (s *Server) authorise(next http.Handler) http.Handler {
 	if len(s.opts.Access) == 0 {
-		return next
+		// Nobody but this machine can ask, but a browser on it asks for any site whose
+		// name leads here.
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			host := r.Host
+			if h, _, err := net.SplitHostPort(host); err == nil {
+				host = h
+			}
+			if !loopback(strings.Trim(host, "[]")) {
+				fail(w, http.StatusMisdirectedRequest, "there is no %s here: ask for localhost or 127.0.0.1, or set http.tokens or http.users", host)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !s.allowed(r) {
+		known, operator := s.allowed(r)
+		switch {
+		case !known:
 			w.Header().Add("WWW-Authenticate", `Bearer realm="billhook"`)
 			w.Header().Add("WWW-Authenticate", `Basic realm="billhook"`)
 			fail(w, http.StatusUnauthorized, "a token, or a name and password, is needed")
+			return
+		case !operator && r.Method != http.MethodGet && r.Method != http.MethodHead:
+			fail(w, http.StatusForbidden, "a viewer may only look: use a token or a user with role: operator")
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -203,19 +232,21 @@ func (s *Server) authorise(next http.Handler) http.Handler {
 }
 
 // allowed compares with every credential, in a time that tells nothing.
-func (s *Server) allowed(r *http.Request) bool {
+func (s *Server) allowed(r *http.Request) (known, operator bool) {
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	name, password, _ := r.BasicAuth()
-	ok := 0
 	for _, c := range s.opts.Access {
+		ok := 0
 		if c.Token != "" {
 			ok |= same(token, c.Token)
 		}
 		if c.Password != "" {
 			ok |= same(name, c.Name) & same(password, c.Password)
 		}
+		known = known || ok == 1
+		operator = operator || ok == 1 && c.Operator
 	}
-	return ok == 1
+	return known, operator
 }
 
 func same(given, want string) int {

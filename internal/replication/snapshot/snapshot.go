@@ -16,9 +16,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/billhook/billhook/internal/replication/catalog"
 	"github.com/billhook/billhook/internal/wal"
@@ -196,7 +198,12 @@ func (r *Reader) Read(ctx context.Context, t Table, key, wanted []int, after []s
 	fmt.Fprintf(&q, " ORDER BY %s LIMIT %d", order, limit)
 
 	// Text parameters of unknown type and text results: the values are Postgres' own.
-	result := r.conn.PgConn().ExecParams(ctx, q.String(), args, nil, nil, nil)
+	return r.tuples(ctx, t, wanted, q.String(), args, nil)
+}
+
+// tuples runs a query for wanted columns of t.
+func (r *Reader) tuples(ctx context.Context, t Table, wanted []int, sql string, args [][]byte, types []uint32) ([]wal.Tuple, error) {
+	result := r.conn.PgConn().ExecParams(ctx, sql, args, types, nil, nil)
 	var rows []wal.Tuple
 	for result.NextRow() {
 		row := make(wal.Tuple, len(t.Relation.Columns))
@@ -213,6 +220,100 @@ func (r *Reader) Read(ctx context.Context, t Table, key, wanted []int, after []s
 		return nil, fmt.Errorf("read table %s.%s: %w", t.Relation.Schema, t.Relation.Name, err)
 	}
 	return rows, nil
+}
+
+// ReadKeys returns the rows whose key columns have the texts of one of keys, in no
+// order; only the wanted columns are read. A table needs an index on the key columns
+// for this to be quick.
+func (r *Reader) ReadKeys(ctx context.Context, t Table, key, wanted []int, keys [][]string) ([]wal.Tuple, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	columns := make([]string, len(wanted))
+	for n, i := range wanted {
+		columns[n] = "t." + quote(t.Relation.Columns[i].Name)
+	}
+	args := make([][]byte, len(key))
+	types := make([]uint32, len(key))
+	var lists, names, on []string
+	for n, i := range key {
+		texts := make([]string, len(keys))
+		for k := range keys {
+			texts[k] = keys[k][n]
+		}
+		buf, err := r.conn.TypeMap().Encode(pgtype.TextArrayOID, pgtype.TextFormatCode, texts, nil)
+		if err != nil {
+			return nil, fmt.Errorf("read table %s.%s: keys: %w", t.Relation.Schema, t.Relation.Name, err)
+		}
+		args[n], types[n] = buf, pgtype.TextArrayOID
+		lists = append(lists, fmt.Sprintf("$%d", n+1))
+		names = append(names, fmt.Sprintf("k%d", n))
+		on = append(on, fmt.Sprintf("t.%s = k.k%d::%s", quote(t.Relation.Columns[i].Name), n, t.casts[i]))
+	}
+	sql := fmt.Sprintf("SELECT %s FROM unnest(%s) AS k(%s) JOIN %s.%s t ON %s", strings.Join(columns, ", "),
+		strings.Join(lists, ", "), strings.Join(names, ", "), quote(t.Relation.Schema), quote(t.Relation.Name), strings.Join(on, " AND "))
+	return r.tuples(ctx, t, wanted, sql, args, types)
+}
+
+// Begin has all that is read until End be of one moment, and says which transactions
+// that moment sees. It holds vacuum back as long as it lasts.
+func (r *Reader) Begin(ctx context.Context) (Sight, error) {
+	if _, err := r.conn.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err != nil {
+		return Sight{}, fmt.Errorf("begin to read: %w", err)
+	}
+	var text string
+	if err := r.conn.QueryRow(ctx, "SELECT pg_current_snapshot()::text").Scan(&text); err != nil {
+		return Sight{}, fmt.Errorf("begin to read: %w", err)
+	}
+	return parseSight(text)
+}
+
+// End ends what Begin began.
+func (r *Reader) End(ctx context.Context) error {
+	if _, err := r.conn.Exec(ctx, "COMMIT"); err != nil {
+		return fmt.Errorf("end reading: %w", err)
+	}
+	return nil
+}
+
+// Sight says which transactions a snapshot sees.
+type Sight struct {
+	xmax   uint64   // none from here on is seen
+	active []uint64 // nor these
+}
+
+// parseSight reads Postgres' text of a snapshot, xmin:xmax:xip,xip...
+func parseSight(text string) (s Sight, err error) {
+	parts := strings.Split(text, ":")
+	bad := func() (Sight, error) {
+		return Sight{}, fmt.Errorf("read the snapshot %q: want xmin:xmax:xip_list", text)
+	}
+	if len(parts) != 3 {
+		return bad()
+	}
+	if s.xmax, err = strconv.ParseUint(parts[1], 10, 64); err != nil {
+		return bad()
+	}
+	for x := range strings.SplitSeq(parts[2], ",") {
+		if x == "" {
+			continue
+		}
+		n, err := strconv.ParseUint(x, 10, 64)
+		if err != nil {
+			return bad()
+		}
+		s.active = append(s.active, n)
+	}
+	return s, nil
+}
+
+// Sees reports whether the snapshot sees a transaction that has committed. xid is its
+// id as the stream has it, without the epoch.
+func (s Sight) Sees(xid uint32) bool {
+	if int32(xid-uint32(s.xmax)) >= 0 {
+		return false
+	}
+	return !slices.ContainsFunc(s.active, func(a uint64) bool { return uint32(a) == xid })
 }
 
 // Present reports of each key whether the table has a row with it. Keys are texts of
