@@ -145,7 +145,7 @@ func (d *Deriver) Touches(entity string, c *wal.Change, mem Memory, f func(row [
 			if err := d.settle(p, mem); err != nil {
 				return err
 			}
-			if err := d.remember(mem, p, d.keyBuf, &d.rec); err != nil {
+			if err := d.remember(mem, p, d.keyBuf, &d.rec, nil); err != nil {
 				return err
 			}
 			key, ok := p.rowKey(nil, func(i int) ([]byte, bool) {

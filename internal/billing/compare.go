@@ -54,7 +54,7 @@ func (d *Deriver) Compare(c Difference, mem Memory, emit emitter) (event.ID, err
 		if d.keyBuf, ok = p.memoryKey(d.keyBuf[:0], tuple); !ok {
 			continue
 		}
-		if err := d.remember(mem, p, d.keyBuf, &d.rec); err != nil {
+		if err := d.remember(mem, p, d.keyBuf, &d.rec, tuple); err != nil {
 			return c.ID, err
 		}
 		existed := d.rec.found && !d.rec.gone

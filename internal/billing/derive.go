@@ -69,6 +69,9 @@ type Deriver struct {
 
 	recordText []byte
 	recordBuf  []byte
+	digestText []byte
+	digestKey  []byte
+	groupBuf   []byte
 	fired      []bool
 	crossed    []crossing
 	sides      []slotTag
@@ -257,6 +260,7 @@ func (d *Deriver) Commit(mem Memory, emit emitter) error {
 	for _, p := range d.tx.truncated {
 		if p.usesMemory() {
 			mem.DeleteMemoryPrefix([]byte(p.prefix))
+			mem.DeleteMemoryPrefix([]byte(digests + p.prefix))
 		}
 		if p.clocked {
 			mem.DeleteMemoryPrefix([]byte(clockPrefix + p.prefix))
@@ -319,13 +323,20 @@ func (d *Deriver) setAside(r *row, mem Memory) error {
 			return err
 		}
 	}
-	v, ok, err := mem.Memory(r.firstKey())
-	if err != nil {
-		return fmt.Errorf("read memory of %s: %w", r.rel.Name, err)
-	}
-	if ok {
-		d.recordBuf = append(d.recordBuf[:0], v...)
-		mem.SetMemory(d.tx.spilled.at(scratchMoved, uint64(r.ordinal)), d.recordBuf)
+	from, to := r.firstKey(), slices.Clone(d.tx.spilled.at(scratchMoved, uint64(r.ordinal)))
+	for range 2 {
+		v, ok, err := mem.Memory(from)
+		if err != nil {
+			return fmt.Errorf("read memory of %s: %w", r.rel.Name, err)
+		}
+		if ok {
+			d.recordBuf = append(d.recordBuf[:0], v...)
+			mem.SetMemory(to, d.recordBuf)
+		}
+		if !r.apart {
+			break
+		}
+		from, to = digestsKey(nil, from), digestsKey(nil, to)
 	}
 	return nil
 }
@@ -416,7 +427,7 @@ func (d *Deriver) recall(r *row, mem Memory, rec *record) error {
 		if d.aside && r.leaves() {
 			key = d.tx.spilled.at(scratchMoved, uint64(r.ordinal))
 		}
-		if err := d.remember(mem, r.plan, key, rec); err != nil {
+		if err := d.remember(mem, r.plan, key, rec, r.new); err != nil {
 			return err
 		}
 	} else {
@@ -596,7 +607,7 @@ func (d *Deriver) keep(r *row, op wal.Op, keepSides bool, mem Memory) error {
 	// While rows are filled in, those that the stream has told of are marked.
 	if r.plan.full && !keepSides && (d.filled || len(r.plan.at) == 0) {
 		if d.rec.found {
-			mem.DeleteMemory(r.key)
+			d.erase(r.plan, r.key, mem)
 		}
 		return nil
 	}
@@ -608,12 +619,13 @@ func (d *Deriver) remind(r *row, mem Memory) error {
 	if err := d.settle(r.plan, mem); err != nil {
 		return err
 	}
-	d.recordBuf = r.plan.appendRecord(d.recordBuf[:0], func(column int) cell {
+	d.write(r.plan, mem, r.key, &d.rec, func(column int) cell {
 		if v := r.new[column]; v.Known() {
 			return cellOf(v)
 		}
 		return d.rec.cells[column]
-	}, d.sides)
-	mem.SetMemory(r.key, d.recordBuf)
+	}, d.sides, func(column int) bool {
+		return !r.new[column].Known() || d.differs(r, column) == same
+	})
 	return nil
 }

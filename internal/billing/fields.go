@@ -237,9 +237,10 @@ func (d *Deriver) clientOp(f *row, mem Memory) (wal.Op, error) {
 func (d *Deriver) forget(p *plan, key []byte, mem Memory) {
 	if d.filling && p.role != jointRow && (!p.full || len(p.at) > 0) {
 		mem.SetMemory(key, []byte{recordVersion, 0})
+		d.eraseDigests(p, key, mem)
 		return
 	}
-	mem.DeleteMemory(key)
+	d.erase(p, key, mem)
 }
 
 // SetFilling says whether rows are being filled in at present, see Fill.
@@ -309,7 +310,7 @@ func (d *Deriver) Fill(rel *wal.Relation, tuple wal.Tuple, mem Memory) error {
 	if err := d.settle(p, mem); err != nil {
 		return err
 	}
-	if err := d.remember(mem, p, d.keyBuf, &d.rec); err != nil {
+	if err := d.remember(mem, p, d.keyBuf, &d.rec, nil); err != nil {
 		return err
 	}
 	if d.rec.gone {
@@ -331,7 +332,6 @@ func (d *Deriver) Fill(rel *wal.Relation, tuple wal.Tuple, mem Memory) error {
 	if !missing {
 		return nil
 	}
-	d.recordBuf = p.appendRecord(d.recordBuf[:0], func(column int) cell { return d.rec.cells[column] }, d.rec.sides)
-	mem.SetMemory(d.keyBuf, d.recordBuf)
+	d.write(p, mem, d.keyBuf, &d.rec, func(column int) cell { return d.rec.cells[column] }, d.rec.sides, nil)
 	return nil
 }

@@ -349,10 +349,10 @@ func (d *Deriver) joined(r *row) wal.Op {
 // keeps what it knows of rows that are gone, so that a fill does not bring them back.
 func (d *Deriver) keepJoint(r *row, op wal.Op, mem Memory) error {
 	if r.wasKey != nil && !d.aside {
-		mem.DeleteMemory(r.wasKey)
+		d.erase(r.plan, r.wasKey, mem)
 	}
 	if op == wal.Delete && d.filled {
-		mem.DeleteMemory(r.key)
+		d.erase(r.plan, r.key, mem)
 		return nil
 	}
 	return d.remind(r, mem)
@@ -369,7 +369,7 @@ func (d *Deriver) fillJoint(p *plan, tuple wal.Tuple, mem Memory) error {
 	if !ok {
 		return nil
 	}
-	if err := d.remember(mem, j.plan, key, &d.rec); err != nil {
+	if err := d.remember(mem, j.plan, key, &d.rec, nil); err != nil {
 		return err
 	}
 	if d.rec.cells[j.there].tag == slotNull {
@@ -383,8 +383,7 @@ func (d *Deriver) fillJoint(p *plan, tuple wal.Tuple, mem Memory) error {
 		}
 	}
 	if missing {
-		d.recordBuf = j.plan.appendRecord(d.recordBuf[:0], func(column int) cell { return d.rec.cells[column] }, d.rec.sides)
-		mem.SetMemory(key, d.recordBuf)
+		d.write(j.plan, mem, key, &d.rec, func(column int) cell { return d.rec.cells[column] }, d.rec.sides, nil)
 	}
 	return nil
 }

@@ -209,6 +209,7 @@ type plan struct {
 	full    bool   // old rows come with the stream: memory holds sides alone
 	layout  Layout
 	targets []target
+	apart   bool // digests are among them
 	foreign map[uint32][]target
 	joins   *joins // what the rows give to the row that no table has, or nil
 	form    uint32 // of images beside timers; 0: not known yet
@@ -502,7 +503,9 @@ func (p *plan) plot() {
 		}
 	}
 	for _, s := range p.layout.Slots {
-		p.targets = append(p.targets, p.target(s))
+		t := p.target(s)
+		p.targets = append(p.targets, t)
+		p.apart = p.apart || t.digest
 	}
 }
 
@@ -518,7 +521,7 @@ func (p *plan) needsText(column int) bool {
 
 // target finds where a slot goes in this plan.
 func (p *plan) target(slot string) target {
-	t := target{column: -1, gauge: -1, at: -1}
+	t := target{column: -1, gauge: -1, at: -1, digest: slot[0] == '#'}
 	if strings.HasPrefix(slot, "@") {
 		t.at = slices.IndexFunc(p.at, func(a atRule) bool { return a.name == slot[1:] })
 		return t
