@@ -419,6 +419,15 @@ func (d *Deriver) recall(r *row, mem Memory, rec *record) error {
 		read = from == at || from == nowhere
 	}
 	read = read || !d.filled && len(r.plan.at) > 0
+	if r.plan.full && !read {
+		// What was remembered before the old rows came with the stream must not be taken
+		// for what is when they no longer do.
+		outlived, err := d.outlived(r.plan, mem)
+		if err != nil {
+			return err
+		}
+		read = outlived
+	}
 	if read {
 		if err := d.settle(r.plan, mem); err != nil {
 			return err
@@ -593,6 +602,9 @@ func (d *Deriver) row(r *row, mem Memory, emit emitter) error {
 // keep brings the row's memory up to date.
 func (d *Deriver) keep(r *row, op wal.Op, keepSides bool, mem Memory) error {
 	if !r.usesMemory() {
+		if d.rec.found { // from before the old rows came with the stream
+			d.erase(r.plan, r.firstKey(), mem)
+		}
 		return nil
 	}
 	if r.role == jointRow {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -427,6 +428,21 @@ func (d *Deriver) loadLayouts(mem Memory) error {
 	}
 	d.layoutsLoaded = true
 	return nil
+}
+
+// outlived reports whether memory may hold rows of the plan's table as they were once
+// remembered, under a replica identity that did not bring their old values.
+func (d *Deriver) outlived(p *plan, mem Memory) (bool, error) {
+	if p.outlived == nil {
+		if err := d.loadLayouts(mem); err != nil {
+			return false, err
+		}
+		found := slices.ContainsFunc(d.layouts, func(l Layout) bool {
+			return l.Table == p.layout.Table && slices.ContainsFunc(l.Slots, func(s string) bool { return strings.ContainsRune("=#*", rune(s[0])) })
+		})
+		p.outlived = &found
+	}
+	return *p.outlived, nil
 }
 
 // settle gives the plan the layout that its slots ask for, a new one if need be,

@@ -210,9 +210,12 @@ type plan struct {
 	layout  Layout
 	targets []target
 	apart   bool // digests are among them
-	foreign map[uint32][]target
-	joins   *joins // what the rows give to the row that no table has, or nil
-	form    uint32 // of images beside timers; 0: not known yet
+	// outlived says, of a plan that is full, whether memory may hold rows from before it
+	// was; nil: not looked at.
+	outlived *bool
+	foreign  map[uint32][]target
+	joins    *joins // what the rows give to the row that no table has, or nil
+	form     uint32 // of images beside timers; 0: not known yet
 }
 
 // newPlan finds the columns of m in rel. What it cannot find is said in notices;
