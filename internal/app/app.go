@@ -403,13 +403,25 @@ func (a *App) Run(ctx context.Context) error {
 	return err
 }
 
-// fill brings the rows that were there before into memory, trying again for ever.
+// fill brings the rows that were there before into memory, trying again for ever, and
+// again when a table has changed so that other things are to be remembered.
 func (a *App) fill(ctx context.Context) error {
-	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+	wait := time.Second
+	for {
 		err := a.fillOnce(ctx)
-		if err == nil || ctx.Err() != nil {
-			a.fillErr.Store(nil)
+		if ctx.Err() != nil {
 			return nil
+		}
+		if err == nil {
+			a.fillErr.Store(nil)
+			wait = time.Second
+			select {
+			case <-a.intake.Refill():
+				a.log.Info("a table has changed, looking whether its rows are to be remembered otherwise")
+			case <-ctx.Done():
+				return nil
+			}
+			continue
 		}
 		text := err.Error()
 		a.fillErr.Store(&text)
@@ -419,6 +431,7 @@ func (a *App) fill(ctx context.Context) error {
 			return nil
 		case <-time.After(wait):
 		}
+		wait = min(2*wait, time.Minute)
 	}
 }
 

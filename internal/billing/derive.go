@@ -258,10 +258,8 @@ func (d *Deriver) Commit(mem Memory, emit emitter) error {
 	d.ordinal = 0
 	d.groups = nil
 	for _, p := range d.tx.truncated {
-		if p.usesMemory() {
-			mem.DeleteMemoryPrefix([]byte(p.prefix))
-			mem.DeleteMemoryPrefix([]byte(digests + p.prefix))
-		}
+		mem.DeleteMemoryPrefix([]byte(p.prefix))
+		mem.DeleteMemoryPrefix([]byte(digests + p.prefix))
 		if p.clocked {
 			mem.DeleteMemoryPrefix([]byte(clockPrefix + p.prefix))
 		}
@@ -333,9 +331,7 @@ func (d *Deriver) setAside(r *row, mem Memory) error {
 			d.recordBuf = append(d.recordBuf[:0], v...)
 			mem.SetMemory(to, d.recordBuf)
 		}
-		if !r.apart {
-			break
-		}
+		// Also of a row whose old values come with the stream: its memory may be older.
 		from, to = digestsKey(nil, from), digestsKey(nil, to)
 	}
 	return nil

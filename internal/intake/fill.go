@@ -83,8 +83,35 @@ func (in *Intake) filling(n int, f fillProgress) {
 	in.metrics.fillRows.WithLabelValues(list[n].Table).Set(float64(f.Rows))
 }
 
-func progressKey(rel *wal.Relation) []byte {
-	return []byte("\x00fill " + rel.Schema + "." + rel.Name)
+func tableOf(rel *wal.Relation) string { return rel.Schema + "." + rel.Name }
+
+func progressKey(rel *wal.Relation) []byte { return []byte("\x00fill " + tableOf(rel)) }
+
+// Refill tells that a table has changed so that memory must hold other things of its
+// rows than Fill has seen to: Fill is to be called again.
+func (in *Intake) Refill() <-chan struct{} { return in.refill }
+
+// described looks at a relation that the stream has described.
+func (in *Intake) described(rel *wal.Relation) {
+	in.relation = rel
+	known, filled := in.forms[tableOf(rel)]
+	if !filled {
+		return // not mapped, or Fill comes yet
+	}
+	p, ok := in.deriver.FillPlan(rel)
+	if p.Form == known {
+		return
+	}
+	if !ok {
+		// From here on its rows are not remembered, though they may be once more before
+		// Fill looks.
+		in.forms[tableOf(rel)] = ""
+		in.batch.DeleteMemory(progressKey(rel))
+	}
+	select {
+	case in.refill <- struct{}{}:
+	default:
+	}
 }
 
 // do runs f in Run's goroutine.
@@ -123,17 +150,25 @@ func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication
 	var left []job
 	err = in.do(ctx, func() error {
 		in.deriver.SetNow(time.Now().Add(in.timers.skew))
+		in.forms = map[string]string{}
 		for _, t := range tables {
 			if err := in.deriver.Attend(t.Relation, in.batch); err != nil {
 				return err
 			}
-			p, ok := in.deriver.FillPlan(t.Relation)
-			if !ok {
-				continue
-			}
 			b, found, err := in.batch.Memory(progressKey(t.Relation))
 			if err != nil {
 				return err
+			}
+			p, ok := in.deriver.FillPlan(t.Relation)
+			in.forms[tableOf(t.Relation)] = p.Form
+			if !ok {
+				if found {
+					// Its rows are no longer remembered, so they are to be read again should
+					// they be needed once more.
+					in.batch.DeleteMemory(progressKey(t.Relation))
+					in.dirty = true
+				}
+				continue
 			}
 			var progress fillProgress
 			if found {
@@ -158,7 +193,7 @@ func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication
 	in.setToFill(len(left))
 	list := make([]Filling, len(left))
 	for n, f := range left {
-		list[n] = Filling{Table: f.table.Relation.Schema + "." + f.table.Relation.Name, Rows: f.progress.Rows, Estimated: f.table.Estimate}
+		list[n] = Filling{Table: tableOf(f.table.Relation), Rows: f.progress.Rows, Estimated: f.table.Estimate}
 		in.metrics.fillRows.WithLabelValues(list[n].Table).Set(float64(f.progress.Rows))
 		in.metrics.fillEstimated.WithLabelValues(list[n].Table).Set(float64(max(0, f.table.Estimate)))
 	}

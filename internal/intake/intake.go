@@ -106,6 +106,9 @@ type Intake struct {
 	fillRows  int
 	toFill    atomic.Int64
 	fillings  atomic.Pointer[[]Filling]
+	forms     map[string]string // by table, what Fill has seen to; nil: it has not looked
+	relation  *wal.Relation     // of the last change
+	refill    chan struct{}
 	blocks    atomic.Pointer[string]
 }
 
@@ -113,7 +116,7 @@ type Intake struct {
 func New(o Options) (*Intake, error) {
 	in := &Intake{
 		o: o, log: o.Logger, calls: make(chan func() error), done: make(chan synced, 1),
-		marks: map[string]func() error{}, started: time.Now().UnixNano(), fillRows: defaultFillRows,
+		refill: make(chan struct{}, 1), marks: map[string]func() error{}, started: time.Now().UnixNano(), fillRows: defaultFillRows,
 	}
 	in.toFill.Store(-1)
 	if in.log == nil {
@@ -459,6 +462,9 @@ func (in *Intake) message(m *wal.Message) error {
 	case wal.KindChange:
 		if in.skipping {
 			return nil
+		}
+		if m.Change.Relation != in.relation {
+			in.described(m.Change.Relation)
 		}
 		if in.tracked != nil {
 			if err := in.touch(&m.Change); err != nil {

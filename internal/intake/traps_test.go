@@ -504,6 +504,49 @@ func TestDomainsAndEnums(t *testing.T) {
 	f.expect("clients.balance_zero 1", "clients.archive 1")
 }
 
+// TestIdentityThereAndBack: the table has REPLICA IDENTITY FULL for a while. What was
+// remembered before is not taken for what is, and rows that have changed meanwhile are
+// filled in again, without a restart.
+func TestIdentityThereAndBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewDatabase(t, clientsTable, "INSERT INTO clients SELECT i, 'client', 1 FROM generate_series(1, 50) i")
+	f := open(t, db, setup{dir: t.TempDir() + "/j", mapping: clientsOf(t)})
+	f.fill(db.DSN)
+	again := func() {
+		t.Helper()
+		select {
+		case <-f.intake.Refill():
+			f.fill(db.DSN)
+		case <-time.After(20 * time.Second):
+			if p := f.failed.Load(); p != nil {
+				t.Fatal(*p)
+			}
+			t.Fatal("nobody asks for the table to be filled in again")
+		}
+	}
+	db.Exec(t, "UPDATE clients SET balance = -1 WHERE id = 1")
+	db.Exec(t, "ALTER TABLE clients REPLICA IDENTITY FULL")
+	db.Exec(t, "UPDATE clients SET balance = -balance WHERE id < 4")
+	again()
+	db.Exec(t, "UPDATE clients SET balance = -2 WHERE id = 4; UPDATE clients SET id = 100 WHERE id = 5")
+	db.Exec(t, "ALTER TABLE clients REPLICA IDENTITY DEFAULT")
+	db.Exec(t, "UPDATE clients SET name = 'x' WHERE id = 50")
+	again()
+	db.Exec(t, "UPDATE clients SET balance = -balance WHERE id < 6 OR id = 100")
+	want := []string{
+		"clients.balance_zero 1", "clients.balance_notzero 1", "clients.balance_zero 2", "clients.balance_zero 3",
+		"clients.balance_zero 4", "clients.update 100", "clients.update 50",
+		"clients.balance_zero 1", "clients.balance_notzero 2", "clients.balance_notzero 3", "clients.balance_notzero 4", "clients.balance_zero 100",
+	}
+	f.expect(want...)
+
+	// Back and forth before anybody looks.
+	db.Exec(t, "ALTER TABLE clients REPLICA IDENTITY FULL; UPDATE clients SET balance = 3 WHERE id = 1; ALTER TABLE clients REPLICA IDENTITY DEFAULT; UPDATE clients SET name = 'y' WHERE id = 50")
+	again()
+	db.Exec(t, "UPDATE clients SET balance = -3 WHERE id = 1")
+	f.expect(append(want, "clients.balance_notzero 1", "clients.update 50", "clients.balance_zero 1")...)
+}
+
 // TestUndecodable: a message that makes no sense stops intake with a text that says
 // where; nothing of it is confirmed, so nothing is lost, and what comes after is
 // not taken in its stead.
