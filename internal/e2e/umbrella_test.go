@@ -58,6 +58,9 @@ handlers: [{id: 1, name: All, event: "*", http: {url: %q}}]
 `, r.url))
 	in.start()
 	in.waitReady()
+	if u.standby != nil {
+		u.synced(t, "billhook_"+u.db.Name)
+	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -258,12 +261,26 @@ func (u *upstream) restart(t *testing.T, m cluster.Mode) {
 	}
 }
 
+// synced waits until the standby has a copy of the slot that outlives the primary. It
+// looks for one every so often, less so when there is nothing new.
+func (u *upstream) synced(t *testing.T, slot string) {
+	t.Helper()
+	there := u.standby.Database(t, u.db.Name)
+	eventually(t, 90*time.Second, func() string {
+		u.db.Exec(t, "SELECT pg_log_standby_snapshot()")
+		if !pgtest.Value[bool](t, there, "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND synced AND NOT temporary AND invalidation_reason IS NULL)", slot) {
+			return "the standby has no copy of the slot"
+		}
+		return ""
+	})
+}
+
 // failOver has the primary crash, promotes the standby, and leads all there. The
 // standby has kept a copy of the slot.
 func (u *upstream) failOver(t *testing.T, slot string) {
 	t.Helper()
+	u.synced(t, slot)
 	there := u.standby.Database(t, u.db.Name)
-	there.WaitFor(t, "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND synced AND NOT temporary AND invalidation_reason IS NULL)", slot)
 	if err := u.pg.Stop(cluster.Immediate); err != nil {
 		t.Fatal(err)
 	}
