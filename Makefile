@@ -46,6 +46,7 @@ test-postgres: deps ## Test what needs Postgres, on every version installed, or 
 .PHONY: nightly
 nightly: deps ## Run the random tests for long: models against Billhook, under kills (about an hour)
 	BILLHOOK_MODEL_TRANSACTIONS=40000 $(GO) test -count=1 -timeout 90m -run '^TestModel$$' -v ./internal/e2e
+	BILLHOOK_UMBRELLA_FOR=15m $(GO) test -count=1 -timeout 90m -run '^TestUmbrella$$' -v ./internal/e2e
 	$(GO) test -count=1 -timeout 90m -run '^TestSpill$$' -seeds 5000 ./internal/billing
 	$(GO) test -race -count=1 -timeout 90m -run '^TestModel' -seeds 300 ./internal/dispatch
 	$(GO) test -race -count=1 -timeout 90m -run '^TestFlippedBytes$$' -flips 150 ./internal/journal

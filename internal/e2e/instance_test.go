@@ -259,22 +259,29 @@ func (in *instance) executions() map[string]int {
 // in the exposition.
 func (in *instance) metric(name string) float64 {
 	in.t.Helper()
+	v, err := in.readMetric(name)
+	if err != nil {
+		in.t.Fatal(err)
+	}
+	return v
+}
+
+// readMetric is metric for one who does not know whether it runs.
+func (in *instance) readMetric(name string) (float64, error) {
 	code, body, err := in.get("/metrics")
-	if err != nil || code != http.StatusOK {
-		in.t.Fatalf("GET /metrics: %d %v", code, err)
+	if err == nil && code != http.StatusOK {
+		err = fmt.Errorf("%d", code)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("GET /metrics: %w", err)
 	}
 	lines := bufio.NewScanner(bytes.NewReader(body))
 	for lines.Scan() {
 		if text, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
-			v, err := strconv.ParseFloat(text, 64)
-			if err != nil {
-				in.t.Fatal(err)
-			}
-			return v
+			return strconv.ParseFloat(text, 64)
 		}
 	}
-	in.t.Fatalf("no metric %s", name)
-	return 0
+	return 0, fmt.Errorf("no metric %s", name)
 }
 
 // tail returns the last n lines of a file, or why they cannot be read.

@@ -95,19 +95,34 @@ func (n *Copy) Follow(t testing.TB, slot, database string) {
 // Start starts the copy and returns when it takes connections.
 func (n *Copy) Start(t testing.TB) {
 	t.Helper()
-	log := filepath.Join(n.dir, "copy.log")
 	t.Cleanup(func() {
 		if t.Failed() {
-			b, _ := os.ReadFile(log)
+			b, _ := os.ReadFile(n.log())
 			t.Logf("the copy's log:\n%s", b[max(0, len(b)-4000):])
 		}
 		n.stop()
 	})
-	if err := n.ctl(t, "-l", log, "-w", "start"); err != nil {
-		b, _ := os.ReadFile(log)
+	n.start(t)
+}
+
+// Restart stops a copy that runs and starts it again.
+func (n *Copy) Restart(t testing.TB, m cluster.Mode) {
+	t.Helper()
+	if err := n.ctl(t, "-m", string(m), "-w", "stop"); err != nil {
+		t.Fatal(err)
+	}
+	n.start(t)
+}
+
+func (n *Copy) start(t testing.TB) {
+	t.Helper()
+	if err := n.ctl(t, "-l", n.log(), "-w", "start"); err != nil {
+		b, _ := os.ReadFile(n.log())
 		t.Fatalf("start the copy: %v\n%s", err, b)
 	}
 }
+
+func (n *Copy) log() string { return filepath.Join(n.dir, "copy.log") }
 
 // Promote makes a standby a primary.
 func (n *Copy) Promote(t testing.TB) {

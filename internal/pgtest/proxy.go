@@ -190,14 +190,13 @@ func (p *Proxy) pipe(to, from net.Conn, hole <-chan struct{}) {
 			return
 		}
 		if n > 0 {
-			if _, werr := to.Write(b[:n]); werr != nil {
-				return
+			if _, werr := to.Write(b[:n]); werr != nil && err == nil {
+				err = werr
 			}
 		}
-		if err != nil {
-			if err == io.EOF {
-				to.Close()
-			}
+		if err != nil { // nobody closes but one way
+			to.Close()
+			from.Close()
 			return
 		}
 	}
@@ -216,6 +215,7 @@ func (p *Proxy) sift(to, from net.Conn, hole <-chan struct{}, filter func(byte, 
 		}
 		if err != nil {
 			to.Close()
+			from.Close()
 			return
 		}
 		kind, body := whole[0], whole[5:]
@@ -252,6 +252,7 @@ func (p *Proxy) overhear(to, from net.Conn, hole <-chan struct{}, f func(byte, [
 		}
 		if err != nil {
 			to.Close()
+			from.Close()
 			return
 		}
 		if head == 5 {
