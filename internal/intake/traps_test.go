@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/billhook/billhook/internal/backfill"
 	"github.com/billhook/billhook/internal/billing"
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/expr"
@@ -156,6 +157,43 @@ func (f *line) fill(dsn string) {
 	defer r.Close(context.WithoutCancel(f.t.Context()))
 	if err := f.intake.Fill(f.t.Context(), r, "p"); err != nil {
 		f.t.Fatal(err)
+	}
+}
+
+// backfill tells one handler of all clients.
+func (f *line) backfill(dsn string, m billing.Mapping) {
+	f.t.Helper()
+	b, err := backfill.New(f.t.Context(), backfill.Options{
+		Journal: f.journal, Mapping: m, Intake: f.intake, Publication: "p",
+		Open: func(ctx context.Context) (*snapshot.Reader, error) { return snapshot.Open(ctx, dsn) },
+		Plan: func(*event.Event) []journal.Planned { return []journal.Planned{{Handler: 1}} },
+		Handlers: func() []backfill.Handler {
+			return []backfill.Handler{{ID: 1, Listens: func(event.Type) bool { return true }}}
+		},
+		Resolve: func(name string) []event.Type { return []event.Type{event.Type(name)} },
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(f.t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() {
+		if err := b.Run(ctx); err != nil {
+			f.t.Error(err)
+		}
+	})
+	st, err := b.Start(ctx, backfill.Spec{Events: []event.Type{"clients.create"}, Handlers: []int{1}})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	until(f.t, "the backfill to have told some", func() bool {
+		st, err = b.Get(st.ID)
+		return err != nil || st.Executions >= 500
+	})
+	if _, err := b.Cancel(ctx, st.ID); err != nil {
+		f.t.Error(err)
 	}
 }
 
@@ -644,7 +682,10 @@ func TestFootprint(t *testing.T) {
 			t.Error(err)
 			return
 		}
+		tick := time.NewTicker(3 * time.Millisecond) // so that the stream keeps up
+		defer tick.Stop()
 		for sampling.Err() == nil {
+			<-tick.C
 			writes++
 			if _, err := writer.Exec(ctx, fmt.Sprintf("UPDATE clients SET name = 'w%d' WHERE id = %d; INSERT INTO accounts VALUES (%d, 1); DELETE FROM accounts WHERE id = %[3]d", writes, writes%20000+1, 1_000_000+writes)); err != nil {
 				t.Errorf("the application's statement failed: %v", err)
@@ -663,6 +704,7 @@ func TestFootprint(t *testing.T) {
 	s.mapping = m // a table more
 	f = open(t, db, s)
 	f.fill(dsn)
+	f.backfill(dsn, m)
 	f.settle()
 	f.stop()
 	if _, err := f.client.Detach(t.Context()); err != nil {
