@@ -32,6 +32,7 @@ import (
 	"github.com/billhook/billhook/internal/intake"
 	"github.com/billhook/billhook/internal/journal"
 	"github.com/billhook/billhook/internal/replication"
+	"github.com/billhook/billhook/internal/replication/catalog"
 	"github.com/billhook/billhook/internal/replication/snapshot"
 	"github.com/billhook/billhook/internal/web"
 )
@@ -114,6 +115,8 @@ type App struct {
 	reload   atomic.Pointer[reloadState]
 	fillErr  atomic.Pointer[string]
 	healed   []Healed // when it was started
+	sent     *sent    // of Client's looking goroutine
+	missed   atomic.Pointer[Missed]
 }
 
 // New opens the journal, makes the handlers and attaches to the database. After
@@ -185,6 +188,9 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	undo = append(undo, func() { _ = a.journal.Close() })
 	b := a.journal.NewBatch()
 	a.healed, err = readHealed(b)
+	if err == nil {
+		err = a.readMissed(b)
+	}
 	b.Discard()
 	if err != nil {
 		return nil, err
@@ -209,7 +215,12 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 			Publication: position.Publication, PublicationOID: position.PublicationOID, LSN: position.EndLSN,
 		}
 	}
+	var before *catalog.Publication
+	if a.sent != nil {
+		before = &a.sent.Publication
+	}
 	a.client, err = replication.New(replication.Options{
+		Sent: before, Looked: a.looked,
 		DSN: c.Source.DSN.Reveal(), Slot: c.Source.Slot, Publication: c.Source.Publication,
 		Resume: resume, Tables: tables(l.Mapping), Create: c.Source.Create, Failover: c.Source.Failover, Logger: a.log, Registerer: registry,
 	})

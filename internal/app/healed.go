@@ -48,15 +48,12 @@ func healedOf(r *Reconciled, before, after journal.Position) Healed {
 }
 
 // readHealed returns the gaps that were healed, the oldest first.
-func readHealed(b *journal.Batch) (list []Healed, err error) {
-	v, ok, err := b.Memory([]byte(healedKey))
-	if err == nil && ok {
-		err = json.Unmarshal(v, &list)
+func readHealed(b *journal.Batch) ([]Healed, error) {
+	list, err := readMemory[[]Healed](b, healedKey)
+	if err != nil || list == nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read the gaps that were healed: %w", err)
-	}
-	return list, nil
+	return *list, nil
 }
 
 func addHealed(b *journal.Batch, h Healed) error {
@@ -65,11 +62,31 @@ func addHealed(b *journal.Batch, h Healed) error {
 		return err
 	}
 	list = append(list, h)
-	v, err := json.Marshal(list[max(0, len(list)-maxHealed):])
-	if err != nil {
-		return fmt.Errorf("write the gaps that were healed: %w", err)
+	return setMemory(b, healedKey, list[max(0, len(list)-maxHealed):])
+}
+
+// readMemory reads a value that stands in memory under a key of ours, nil if none does.
+func readMemory[T any](b *journal.Batch, key string) (*T, error) {
+	text, ok, err := b.Memory([]byte(key))
+	if err == nil && !ok {
+		return nil, nil
 	}
-	b.SetMemory([]byte(healedKey), v)
+	v := new(T)
+	if err == nil {
+		err = json.Unmarshal(text, v)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s of the journal: %w", key[1:], err)
+	}
+	return v, nil
+}
+
+func setMemory(b *journal.Batch, key string, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %s of the journal: %w", key[1:], err)
+	}
+	b.SetMemory([]byte(key), text)
 	return nil
 }
 

@@ -12,12 +12,13 @@ import (
 
 // status is what the status page has beside the checks.
 func (a *App) status() map[string]any {
-	return map[string]any{"reconciled": append([]Healed{}, a.healed...), "memory": append([]intake.Filling{}, a.intake.Fillings()...)}
+	return map[string]any{"reconciled": append([]Healed{}, a.healed...), "missed": a.missed.Load(), "memory": append([]intake.Filling{}, a.intake.Fillings()...)}
 }
 
 // Ready is what /readyz stands on: the stream flows, the journal takes writes,
 // memory is filled. A refused handlers.yaml is told but does not make Billhook
-// unready: the last good one is in force.
+// unready: the last good one is in force. Nor do changes that may have been missed:
+// the stream flows, and to take Billhook out of service would not bring them back.
 func (a *App) Ready() []web.Check {
 	var checks []web.Check
 	add := func(name string, ok bool, text string) *web.Check {
@@ -40,6 +41,12 @@ func (a *App) Ready() []web.Check {
 		text += "; " + s.Faults[f]
 	}
 	add("replication", s.Phase == replication.Streaming && len(s.Faults) == 0, text)
+
+	if m := a.missed.Load(); m != nil {
+		add("changes", true, m.String())
+	} else {
+		add("changes", true, "none known to be missed")
+	}
 
 	switch err, blocked := a.journal.Err(), a.intake.Blocked(); {
 	case err != nil:

@@ -9,19 +9,21 @@ import (
 type metrics struct {
 	reloadOK   prometheus.Gauge
 	reloadTime prometheus.Gauge
+	missed     prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer, version string) *metrics {
 	m := &metrics{
 		reloadOK:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_config_last_reload_successful", Help: "Whether the last attempt to load handlers.yaml succeeded."}),
 		reloadTime: prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_config_last_reload_success_timestamp_seconds", Help: "When handlers.yaml was last loaded with success."}),
+		missed:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_replication_changes_missed", Help: "1 while changes may have been missed that nobody has reconciled."}),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "billhook_build_info", Help: "A constant 1, labelled with what this is.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	})
 	info.Set(1)
-	r.MustRegister(m.reloadOK, m.reloadTime, info)
+	r.MustRegister(m.reloadOK, m.reloadTime, m.missed, info)
 	return m
 }
 

@@ -31,7 +31,7 @@ type ReconcileOptions struct {
 // Reconciled is what Reconcile found, and did.
 type Reconciled struct {
 	reconcile.Report
-	// Break says why the slot cannot go on.
+	// Break says why the slot cannot go on, or what may have been missed although it can.
 	replication.Break
 	// From and To are the positions between which nothing was heard, with Apply.
 	From, To string
@@ -62,6 +62,13 @@ func Reconcile(ctx context.Context, l *Loaded, o ReconcileOptions) (r Reconciled
 	if !attached {
 		return r, fmt.Errorf("the journal in %s has never followed a database: there is nothing to compare with; billhook run begins", c.Journal.Path)
 	}
+	var missed *Missed
+	b := j.NewBatch()
+	missed, err = readMemory[Missed](b, missedKey)
+	b.Discard()
+	if err != nil {
+		return r, err
+	}
 	_, made, err := build(l.Handlers, nil, columnsOf(l.Mapping), l.Options)
 	if err != nil {
 		return r, err
@@ -86,6 +93,9 @@ func Reconcile(ctx context.Context, l *Loaded, o ReconcileOptions) (r Reconciled
 	}
 	if r.Break, err = client.Renewable(ctx); err != nil {
 		return r, err
+	}
+	if r.Why == "" && missed != nil {
+		r.Why = missed.what()
 	}
 	switch {
 	case o.Apply && r.Why == "" && !o.Force:
@@ -150,6 +160,10 @@ func Reconcile(ctx context.Context, l *Loaded, o ReconcileOptions) (r Reconciled
 	next.PublicationOID, next.EndLSN, next.CommitTime = renewed.Position.PublicationOID, renewed.Position.LSN, time.Now()
 	if err := commit(j, func(b *journal.Batch) error {
 		b.SetPosition(next)
+		b.DeleteMemory([]byte(missedKey))
+		if err := setMemory(b, sentKey, sent{time.Now().UTC(), renewed.Position.LSN, renewed.Publication}); err != nil {
+			return err
+		}
 		return addHealed(b, healedOf(&r, position, next))
 	}); err != nil {
 		return r, err

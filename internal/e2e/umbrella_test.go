@@ -130,6 +130,16 @@ handlers: [{id: 1, name: All, event: "*", http: {url: %q}}]
 			pause(t, between(100, 1300))
 			blows[name]()
 			done[name]++
+			// Every other blow meets a server that has forgotten something since the one
+			// before; the others come quickly.
+			if before := p.removed.Load(); chance.IntN(2) == 0 {
+				_ = waitFor(t, 5*time.Second, func() string { // or the machine is busy
+					if p.removed.Load() > before {
+						return ""
+					}
+					return "nothing is forgotten yet"
+				})
+			}
 		}
 	}
 	left.Store(0)

@@ -39,6 +39,14 @@ type Options struct {
 	// Failover makes the slot one that standbys keep (Postgres 17 and later).
 	Failover bool
 
+	// Sent is the publication as the last Look of an earlier process had it; nil: that
+	// is not known.
+	Sent *catalog.Publication
+	// Looked is told of each look at the publication, from one goroutine at a time, and
+	// returns when it has kept what it has to keep. After an error the next look tells
+	// the same again. nil: nobody wants to know.
+	Looked func(Look) error
+
 	Logger     *slog.Logger          // nil: none
 	Registerer prometheus.Registerer // nil: metrics go nowhere
 
@@ -151,6 +159,7 @@ type Client struct {
 	want       Position // what the next connection must find
 	sessions   int
 	first      *catalog.Publication // as the first session found or made it
+	last       *catalog.Publication // as of the last look that was told
 	faults     map[Fault]string
 	endSession context.CancelCauseFunc
 
@@ -198,6 +207,7 @@ func New(o Options) (*Client, error) {
 		pool:    newPool(max(o.Buffers, 2)+1, o.bufferSize),
 		moved:   make(chan struct{}, 1),
 		want:    o.Resume,
+		last:    o.Sent,
 		faults:  map[Fault]string{},
 		silence: o.silence,
 	}

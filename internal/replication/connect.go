@@ -108,6 +108,15 @@ func (c *Client) open(ctx context.Context, wait bool) (_ *pgx.Conn, _ *Session, 
 		return nil, nil, c.busy(slot)
 	}
 
+	c.mu.Lock()
+	first := c.first == nil
+	c.mu.Unlock()
+	if first {
+		if err := c.looked(server.Current, publication, nil); err != nil {
+			return nil, nil, err
+		}
+	}
+
 	session.Start = max(slot.ConfirmedFlush, c.confirmed())
 	c.mu.Lock()
 	c.sessions++

@@ -16,7 +16,7 @@ func TestDesign(t *testing.T) {
 		t.Fatal(err)
 	}
 	have := map[string]bool{}
-	for pkg, dir := range map[string]string{"": ".", "intake": "../intake", "doctor": "../doctor", "wal": "../wal"} {
+	for pkg, dir := range map[string]string{"": ".", "intake": "../intake", "doctor": "../doctor", "wal": "../wal", "e2e": "../e2e"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 		if err != nil {
 			t.Fatal(err)

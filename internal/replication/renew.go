@@ -16,6 +16,8 @@ import (
 type Renewed struct {
 	// Position is where it begins: all that was committed before is in the snapshot.
 	Position Position
+	// Publication is what it sends from there on.
+	Publication catalog.Publication
 	// Snapshot can be taken on by other sessions until Close.
 	Snapshot string
 
@@ -101,7 +103,8 @@ func (c *Client) Renew(ctx context.Context) (_ *Renewed, err error) {
 	}
 	want := c.options.Resume
 	want.PublicationOID = 0 // it may have been made anew as well: the new slot does not mind
-	if _, err := c.preparePublication(ctx, conn, session, server, want); err != nil {
+	publication, err := c.preparePublication(ctx, conn, session, server, want)
+	if err != nil {
 		return nil, c.target.classify(err)
 	}
 	slot, found, err := catalog.ReadSlot(ctx, conn, c.options.Slot)
@@ -144,6 +147,6 @@ func (c *Client) Renew(ctx context.Context) (_ *Renewed, err error) {
 			SystemID: session.SystemID, Timeline: session.Timeline, Slot: c.options.Slot,
 			Publication: session.Publication, PublicationOID: session.PublicationOID, LSN: start,
 		},
-		Snapshot: string(row[2]), conn: conn,
+		Publication: publication, Snapshot: string(row[2]), conn: conn,
 	}, nil
 }

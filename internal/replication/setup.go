@@ -45,6 +45,12 @@ func (c *Client) preparePublication(ctx context.Context, conn *pgx.Conn, session
 		}
 	}
 	first := c.State().Session == nil
+	if first && found && !want.IsZero() {
+		// Before it is put right: what it has left out until now is in no stream.
+		if err := c.looked(server.Current, publication, nil); err != nil {
+			return publication, err
+		}
+	}
 	if len(missing) > 0 && first {
 		return publication, fatal(ReasonTable, "not in database %q, or not to be seen by role %q: %s; correct the mapping, or GRANT USAGE on the schema", server.Database, server.Role, joinNames(missing))
 	}

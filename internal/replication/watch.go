@@ -145,9 +145,12 @@ func (c *Client) look(ctx context.Context, conn *pgx.Conn) error {
 		lacks := narrowed(*first, p, c.options.Tables)
 		text := ""
 		if len(lacks) > 0 {
-			text = fmt.Sprintf("publication %q was altered and %s; what is changed meanwhile makes no events, then or later: put it back as it was", p.Name, strings.Join(lacks, ", "))
+			text = fmt.Sprintf("publication %q was altered and %s; what is changed meanwhile makes no events, then or later: put it back as it was, then `billhook reconcile --apply` finds what was missed", p.Name, strings.Join(lacks, ", "))
 		}
 		c.setFault(FaultPublication, text)
+		if err := c.looked(slot.Current, p, lacks); err != nil {
+			return err
+		}
 	}
 	if !streaming || len(session.leaves) == 0 || session.ServerVersion >= 150000 {
 		return nil // or the next connection has the partitions as they are
@@ -217,12 +220,68 @@ func narrowed(first, now catalog.Publication, mapped []Table) []string {
 		}
 		var lost []string
 		for _, column := range was.Columns {
-			if !slices.Contains(has.Columns, column) {
+			// Without a list, a column that is not sent is not there any more.
+			if has.Listed && !slices.Contains(has.Columns, column) {
 				lost = append(lost, column)
 			}
 		}
 		if len(lost) > 0 {
 			l = append(l, fmt.Sprintf("no longer sends %s of %s", strings.Join(lost, ", "), n))
+		}
+	}
+	return l
+}
+
+// Look is what a look at the publication has found.
+type Look struct {
+	// LSN is the server's position just before: what was changed up to there was sent as
+	// the publication was at the look before. 0: it is not known.
+	LSN         wal.LSN
+	Publication catalog.Publication
+	// Lacks says what of the mapped tables' changes the publication does not send, or
+	// did not for a while since the look before.
+	Lacks []string
+}
+
+// looked tells of a look, with what the publication lacks of what it sent at first.
+func (c *Client) looked(lsn wal.LSN, p catalog.Publication, lacks []string) error {
+	if c.options.Looked == nil {
+		return nil
+	}
+	c.mu.Lock()
+	last := c.last
+	c.mu.Unlock()
+	l := Look{LSN: lsn, Publication: p, Lacks: slices.Clone(lacks)}
+	if last != nil {
+		for _, lack := range slices.Concat(narrowed(*last, p, c.options.Tables), reset(*last, p, c.options.Tables)) {
+			if !slices.Contains(l.Lacks, lack) {
+				l.Lacks = append(l.Lacks, lack)
+			}
+		}
+	}
+	if err := c.options.Looked(l); err != nil {
+		return fmt.Errorf("keep what publication %q sends: %w", p.Name, err)
+	}
+	c.mu.Lock()
+	c.last = &p
+	c.mu.Unlock()
+	return nil
+}
+
+// reset lists what was altered between two looks and is now as it was.
+func reset(was, now catalog.Publication, mapped []Table) []string {
+	var l []string
+	same := was.Insert == now.Insert && was.Update == now.Update && was.Delete == now.Delete && was.Truncate == now.Truncate &&
+		was.ViaRoot == now.ViaRoot && was.Owner == now.Owner
+	if same && was.Version != 0 && was.Version != now.Version {
+		l = append(l, "was altered and put back")
+	}
+	for _, n := range names(mapped) {
+		a, ok := was.Table(n)
+		b, okNow := now.Table(n)
+		// One that is listed anew in one go, with more columns, was never out.
+		if ok && okNow && a.Entry != 0 && b.Entry != 0 && a.Entry != b.Entry && slices.Equal(a.Columns, b.Columns) && a.RowFilter == b.RowFilter {
+			l = append(l, "did not hold table "+n.String()+" for a while")
 		}
 	}
 	return l

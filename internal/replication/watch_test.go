@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -64,6 +65,82 @@ func TestPublicationAltered(t *testing.T) {
 			f.expect("insert a (id=7 v null)")
 			if v := gauged(t, f.client.metrics.faults.WithLabelValues(string(FaultPublication))); v != 0 {
 				t.Errorf("the metric is %v", v)
+			}
+		})
+	}
+}
+
+// TestLooked alters the publication between two looks and puts it back, which no fault
+// shows, and while nobody looks at all. What sends no less is not told.
+func TestLooked(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, sql, want string
+		from            int
+	}{
+		{"operations", "ALTER PUBLICATION p SET (publish = 'insert'); ALTER PUBLICATION p SET (publish = 'insert, update, delete, truncate')", "was altered and put back", 0},
+		{"table out and in", "ALTER PUBLICATION p DROP TABLE a; ALTER PUBLICATION p ADD TABLE a", "did not hold table public.a for a while", 0},
+		{"table made again", "DROP TABLE a; CREATE TABLE a (id int PRIMARY KEY, v text); ALTER PUBLICATION p ADD TABLE a", "did not hold table public.a for a while", 0},
+		{"table out", "ALTER PUBLICATION p DROP TABLE a", "no longer holds table public.a", 0},
+		{"column list", "ALTER PUBLICATION p SET TABLE a (id), b", "no longer sends v of public.a", 15},
+		{"row filter", "ALTER PUBLICATION p SET TABLE a WHERE (id > 5), b", "filters rows of public.a by (id > 5)", 15},
+		{"another table", "ALTER PUBLICATION p DROP TABLE b", "", 0},
+		{"more", "CREATE TABLE c (n int PRIMARY KEY); ALTER PUBLICATION p ADD TABLE c; ALTER TABLE a ADD w int", "", 0},
+		{"column gone", "ALTER TABLE a DROP v", "", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			if pgtest.Shared(t).Version() < c.from {
+				t.Skipf("from Postgres %d on", c.from)
+			}
+			for _, running := range []bool{true, false} {
+				db := pgtest.NewDatabase(t, oneTable, "CREATE TABLE b (id int PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE a, b")
+				var mu sync.Mutex
+				var lacks []string
+				var last Look
+				looks := 0
+				o := options(t, db, "a")
+				o.Looked = func(l Look) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if looks++; looks%3 == 0 && len(l.Lacks) > 0 {
+						return errors.New("not kept, so it is told again")
+					}
+					lacks, last = append(lacks, l.Lacks...), l
+					return nil
+				}
+				told := func(n int) func() bool {
+					return func() bool {
+						mu.Lock()
+						defer mu.Unlock()
+						return looks >= n
+					}
+				}
+				f := follow(t, o)
+				f.wait("a look", told(2))
+				if !running {
+					f.stop()
+					kept := last.Publication
+					o.Resume, o.Sent = f.resume(), &kept
+				}
+				db.Exec(t, "BEGIN; "+c.sql+"; COMMIT")
+				if !running {
+					o.Create = true
+					f = follow(t, o)
+				}
+				mu.Lock()
+				n := looks
+				mu.Unlock()
+				f.wait("more looks", told(n+3))
+				mu.Lock()
+				got := strings.Join(lacks, ", ")
+				mu.Unlock()
+				if c.want == "" && got != "" || !strings.Contains(got, c.want) {
+					t.Errorf("running %t: lacks %q, want %q", running, got, c.want)
+				}
+				if faults := f.client.State().Faults; c.want == "" && len(faults) > 0 {
+					t.Errorf("running %t: %v", running, faults)
+				}
 			}
 		})
 	}

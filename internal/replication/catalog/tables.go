@@ -308,6 +308,7 @@ type Publication struct {
 	Update    bool
 	Delete    bool
 	Truncate  bool
+	Version   uint32           // another one once its row was written again, if only as it was
 	Tables    []PublishedTable // roots with ViaRoot, else leaves
 }
 
@@ -315,7 +316,9 @@ type Publication struct {
 type PublishedTable struct {
 	Name
 	OID       uint32
+	Entry     uint32   // of the catalog: another one once the table was taken out and put back; 0: it comes by schema, root or FOR ALL TABLES
 	Columns   []string // that are sent, all of them without a column list; nil before 15
+	Listed    bool     // there is a column list
 	RowFilter string   // turns updates into inserts and deletes
 }
 
@@ -346,11 +349,13 @@ func (p Publication) Omits() string {
 // name.
 func ReadPublication(ctx context.Context, q Querier, name string) (p Publication, found bool, err error) {
 	p.Name = name
+	var version int64
 	err = row(ctx, q, fmt.Sprintf("publication %q", name), `
 		SELECT p.oid, pg_catalog.pg_get_userbyid(p.pubowner)::text, pg_catalog.pg_has_role(p.pubowner, 'USAGE'),
-			p.puballtables, p.pubviaroot, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate
+			p.puballtables, p.pubviaroot, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.xmin::text::bigint
 		FROM pg_catalog.pg_publication p WHERE p.pubname = $1`, []any{name},
-		&p.OID, &p.Owner, &p.Owned, &p.AllTables, &p.ViaRoot, &p.Insert, &p.Update, &p.Delete, &p.Truncate)
+		&p.OID, &p.Owner, &p.Owned, &p.AllTables, &p.ViaRoot, &p.Insert, &p.Update, &p.Delete, &p.Truncate, &version)
+	p.Version = uint32(version)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Publication{}, false, nil
 	}
@@ -360,7 +365,8 @@ func ReadPublication(ctx context.Context, q Querier, name string) (p Publication
 	// Columns and filters came with 15: by way of JSON one statement fits all. Before
 	// 18 the view lists generated columns, which are not sent.
 	rows, err := q.Query(ctx, `
-		SELECT t.schemaname::text, t.tablename::text, coalesce(c.oid, 0::oid),
+		SELECT t.schemaname::text, t.tablename::text, coalesce(c.oid, 0::oid), coalesce(e.oid, 0::oid),
+			coalesce(jsonb_typeof(to_jsonb(e)->'prattrs'), 'null') <> 'null',
 			(SELECT array_agg(v.value) FROM jsonb_array_elements_text(CASE jsonb_typeof(to_jsonb(t)->'attnames') WHEN 'array' THEN to_jsonb(t)->'attnames' ELSE '[]' END) v
 				WHERE current_setting('server_version_num')::int >= 180000 OR NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
 					WHERE a.attrelid = c.oid AND a.attname = v.value AND a.attgenerated <> '')),
@@ -368,12 +374,13 @@ func ReadPublication(ctx context.Context, q Querier, name string) (p Publication
 		FROM pg_catalog.pg_publication_tables t
 		LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
 		LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+		LEFT JOIN pg_catalog.pg_publication_rel e ON e.prrelid = c.oid AND e.prpubid = (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1)
 		WHERE t.pubname = $1 ORDER BY 1, 2`, name)
 	if err != nil {
 		return Publication{}, false, fmt.Errorf("read tables of publication %q: %w", name, err)
 	}
 	p.Tables, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (t PublishedTable, err error) {
-		return t, r.Scan(&t.Schema, &t.Name.Table, &t.OID, &t.Columns, &t.RowFilter)
+		return t, r.Scan(&t.Schema, &t.Name.Table, &t.OID, &t.Entry, &t.Listed, &t.Columns, &t.RowFilter)
 	})
 	if err != nil {
 		return Publication{}, false, fmt.Errorf("read tables of publication %q: %w", name, err)
