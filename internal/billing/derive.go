@@ -28,6 +28,8 @@ type Options struct {
 	// Limit is how many bytes of an open transaction are folded before Full says
 	// so; 0: 8 MiB.
 	Limit int
+	// Scratch keeps what Spill moves; nil: RAM does.
+	Scratch Scratch
 	// Between is called by Spill, and by Commit of a transaction that was spilled,
 	// between two rows.
 	Between func() error
@@ -65,7 +67,7 @@ type Deriver struct {
 	rec     record
 	order   []int
 	aside   bool      // memory of rows whose key has changed was set aside
-	loaded  [3]loaded // the row at hand, one that is told with it, and a client
+	loaded  [4]loaded // the row at hand, one that is told with it, a client, and one that is looked for
 
 	recordText []byte
 	recordBuf  []byte
@@ -104,7 +106,11 @@ func New(m Mapping, o Options) (*Deriver, error) {
 	if o.Between == nil {
 		o.Between = func() error { return nil }
 	}
+	if o.Scratch == nil {
+		o.Scratch = &heap{}
+	}
 	d := &Deriver{mapping: m, tables: map[Table]*mapped{}, plans: map[*wal.Relation]*plan{}, opts: o}
+	d.tx.spilled.scratch, d.tx.spilled.limit = o.Scratch, inRAM
 	add := func(t Table, mt *mapped) error {
 		if other, ok := d.tables[t]; ok {
 			return fmt.Errorf("table %s is mapped twice, for %s and for %s: each table can serve one purpose", t, other.entity.Name, mt.entity.Name)

@@ -205,9 +205,8 @@ func (d *Deriver) clientOp(f *row, mem Memory) (wal.Op, error) {
 		key = append(key, v.Text...)
 	}
 	if d.tx.spilled.next > 0 {
-		s := &d.tx.spilled
 		for _, space := range []byte{scratchAlive, scratchDead} {
-			n, ok, err := s.number(mem, s.of(space, key))
+			n, ok, err := d.spilledUnder(mem, space, key)
 			if err != nil {
 				return 0, err
 			}

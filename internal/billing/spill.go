@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
+	"math"
 	"slices"
 
 	"github.com/cespare/xxhash/v2"
@@ -15,18 +17,20 @@ import (
 )
 
 // A transaction may be larger than memory has room for. When what is folded of it
-// grows past a limit, Spill moves the rows to Memory, and folding starts again with
+// grows past a limit, Spill moves the rows to Scratch, and folding starts again with
 // what comes. At the next Spill a row that was moved before is found by its key and
-// the two foldings become one, so that in the end each row stands there once, as if
+// the two foldings become one, so that in the end each row counts once, as if
 // all of its changes had been folded at once. Commit then reads the rows one after
 // another.
 //
-// What is moved stands under keys that begin with scratch. They belong to the open
-// transaction, and the last thing that Commit does is to delete them.
+// An entry of Scratch is either a block, up to blockRows rows with consecutive
+// ordinals, or a row that has changed since it was put into a block. Where they are,
+// and which row has a key now, is known in RAM for the first million rows (places,
+// alive). The rest stands in Memory, under keys that begin with scratch. They belong
+// to the open transaction, and the last thing that Commit does is to delete them.
 //
-//	\x01 b first(8)        up to blockRows rows with ordinals from first, in order
-//	\x01 o ordinal(8)      a row that has changed since it was put into a block
-//	\x01 a key             ordinal of the row that has the key now
+//	\x01 o ordinal(8)      place of a row that has changed, of one with a high ordinal
+//	\x01 a key             ordinal of the row that has the key now, when alive is full
 //	\x01 x key             ordinal of the row that was the last to be deleted under the key
 //	\x01 v ordinal(8) n(8) the n-th version of a row, where a gauge judges every change
 //
@@ -44,7 +48,6 @@ import (
 const scratch = "\x01"
 
 const (
-	scratchBlock    = 'b'
 	scratchRow      = 'o'
 	scratchAlive    = 'a'
 	scratchDead     = 'x'
@@ -57,16 +60,43 @@ const (
 	scratchNext     = 'n'
 )
 
-// blockRows is how many rows stand under one key, so that to read them in order
-// costs one look-up for many.
+// blockRows is how many rows are one entry.
 const blockRows = 64
 
-// spilled is the part of the open transaction that stands in Memory.
+// Scratch keeps the rows of a transaction that RAM has no room for. It belongs to the
+// Deriver, which forgets what is there when the transaction has ended.
+type Scratch interface {
+	// Append keeps a copy of an entry and returns its place, which is never negative.
+	Append(entry []byte) (place int64, err error)
+	// Read returns the entry at a place. It is valid until the next call.
+	Read(place int64) ([]byte, error)
+	// Reset forgets all entries.
+	Reset()
+}
+
+// heap is the Scratch of a Deriver that was given none.
+type heap struct{ entries [][]byte }
+
+func (h *heap) Append(entry []byte) (int64, error) {
+	h.entries = append(h.entries, slices.Clone(entry))
+	return int64(len(h.entries) - 1), nil
+}
+
+func (h *heap) Read(place int64) ([]byte, error) { return h.entries[place], nil }
+
+func (h *heap) Reset() { h.entries = nil }
+
+// spilled is the part of the open transaction that was set aside.
 type spilled struct {
+	scratch Scratch
 	next    uint64 // the next row's ordinal, a multiple of blockRows; 0: nothing is spilled
 	plans   []*plan
 	numbers map[*plan]uint64 // index in plans
+	blocks  []int64          // places, by ordinal/blockRows
 	changed bitmap           // rows that no longer stand in their block
+	limit   uint64           // rows of which RAM knows where they are
+	places  rowPlaces        // of those that have changed
+	alive   aliveIndex
 	voids   []void
 	met     filter // keys under which rows were spilled
 
@@ -87,7 +117,8 @@ type void struct {
 }
 
 func (s *spilled) reset() {
-	*s = spilled{key: resetBuffer(s.key, 1<<16), value: resetBuffer(s.value, 1<<16), cipher: s.cipher, sealed: s.sealed}
+	s.scratch.Reset()
+	*s = spilled{scratch: s.scratch, limit: s.limit, key: resetBuffer(s.key, 1<<16), value: resetBuffer(s.value, 1<<16), cipher: s.cipher, sealed: s.sealed}
 }
 
 // filter is a Bloom filter of keys, so that most rows that are new are not looked
@@ -194,14 +225,16 @@ func (d *Deriver) spill(mem Memory) error {
 				if r.void || r.existed != pass.existed || before[i] > 0 || !s.met.has(r.firstKey()) {
 					continue
 				}
-				n, ok, err := s.number(mem, s.of(space, r.firstKey()))
+				n, ok, err := d.spilledUnder(mem, space, r.firstKey())
 				if err != nil {
 					return err
 				}
 				if ok && !claimed[n] && !s.isVoid(r.mapped, n) {
 					claimed[n] = true
 					before[i] = n + 1
-					mem.DeleteMemory(s.of(space, r.firstKey()))
+					if space == scratchDead || s.alive.full {
+						mem.DeleteMemory(s.of(space, r.firstKey()))
+					}
 				}
 			}
 		}
@@ -213,7 +246,11 @@ func (d *Deriver) spill(mem Memory) error {
 	first, n := s.next, uint64(0)
 	flush := func() error {
 		if n > 0 {
-			mem.SetMemory(s.at(scratchBlock, first), block)
+			place, err := s.scratch.Append(block)
+			if err != nil {
+				return err
+			}
+			s.blocks = append(s.blocks, place)
 			block, first, n = block[:0], first+blockRows, 0
 		}
 		return d.opts.Between()
@@ -254,7 +291,9 @@ func (d *Deriver) spill(mem Memory) error {
 	s.next = first
 	for key, i := range t.alive {
 		s.met.add([]byte(key))
-		s.setNumber(mem, s.of(scratchAlive, []byte(key)), ordinals[i])
+		if !s.alive.add([]byte(key), ordinals[i], s.limit) {
+			s.setNumber(mem, s.of(scratchAlive, []byte(key)), ordinals[i])
+		}
 	}
 	for key, i := range t.dead {
 		s.met.add([]byte(key))
@@ -300,10 +339,45 @@ func (d *Deriver) spillAgain(mem Memory, r *row, ordinal uint64) error {
 		l.key = r.key
 	}
 	l.new = r.new
-	s.changed.set(ordinal)
 	s.value = s.appendRow(s.value[:0], &l.row, versions+len(path))
-	mem.SetMemory(s.at(scratchRow, ordinal), s.value)
+	place, err := s.scratch.Append(s.value)
+	if err != nil {
+		return err
+	}
+	s.changed.set(ordinal)
+	if ordinal < s.limit {
+		s.places.set(ordinal, place)
+	} else {
+		s.setNumber(mem, s.at(scratchRow, ordinal), uint64(place))
+	}
 	return nil
+}
+
+// spilledUnder returns the ordinal of a spilled row by its key now, or by the key
+// under which it was the last to be deleted.
+func (d *Deriver) spilledUnder(mem Memory, space byte, key []byte) (ordinal uint64, ok bool, err error) {
+	s := &d.tx.spilled
+	if !s.met.has(key) {
+		return 0, false, nil
+	}
+	if space == scratchAlive {
+		l := &d.loaded[3]
+		for n := range s.alive.candidates(key) {
+			b, ok, err := d.raw(mem, n, l)
+			if err != nil || !ok {
+				return 0, false, errors.Join(err, errDamaged)
+			}
+			if now, p, there, ok := s.head(b); !ok {
+				return 0, false, errDamaged
+			} else if there && string(now) == string(key) && !s.isVoid(p.mapped, n) {
+				return n, true, nil
+			}
+		}
+		if !s.alive.full {
+			return 0, false, nil
+		}
+	}
+	return s.number(mem, s.of(space, key))
 }
 
 // addVersions keeps versions of a row from the given number on.
@@ -335,43 +409,56 @@ type loaded struct {
 
 // load reads a row. It reports false for an ordinal that no row has.
 func (d *Deriver) load(mem Memory, ordinal uint64, l *loaded) (bool, error) {
+	b, ok, err := d.raw(mem, ordinal, l)
+	if err != nil || !ok {
+		return false, err
+	}
+	return true, d.tx.spilled.readRow(b, l)
+}
+
+// raw reads a row as appendRow wrote it, into l.
+func (d *Deriver) raw(mem Memory, ordinal uint64, l *loaded) (b []byte, ok bool, err error) {
 	s := &d.tx.spilled
-	var b []byte
+	l.ordinal = ordinal
 	if s.changed.has(ordinal) {
-		v, ok, err := mem.Memory(s.at(scratchRow, ordinal))
-		if err != nil || !ok {
-			return false, errors.Join(err, errDamaged)
+		place := uint64(0)
+		if ordinal < s.limit {
+			place = uint64(s.places.get(ordinal))
+		} else if place, ok, err = s.number(mem, s.at(scratchRow, ordinal)); err != nil || !ok {
+			return nil, false, errors.Join(err, errDamaged)
 		}
-		l.again = append(l.again[:0], v...)
-		b = l.again
-	} else {
-		first := ordinal / blockRows * blockRows
-		if l.block != first+1 || l.at > ordinal {
-			v, ok, err := mem.Memory(s.at(scratchBlock, first))
-			if err != nil || !ok {
-				return false, err
-			}
-			l.text = append(l.text[:0], v...)
-			l.block, l.at, l.rest = first+1, first, l.text
+		if b, err = s.scratch.Read(int64(place)); err != nil {
+			return nil, false, err
 		}
-		for {
-			if len(l.rest) == 0 {
-				return false, nil
-			}
-			n, size := binary.Uvarint(l.rest)
-			if size <= 0 || n > uint64(len(l.rest)-size) {
-				return false, errDamaged
-			}
-			b = l.rest[:size+int(n)]
-			l.rest = l.rest[size+int(n):]
-			l.at++
-			if l.at > ordinal {
-				break
-			}
+		l.again = append(l.again[:0], b...)
+		return l.again, true, nil
+	}
+	first := ordinal / blockRows * blockRows
+	if l.block != first+1 || l.at > ordinal {
+		if ordinal/blockRows >= uint64(len(s.blocks)) {
+			return nil, false, nil
+		}
+		if b, err = s.scratch.Read(s.blocks[ordinal/blockRows]); err != nil {
+			return nil, false, err
+		}
+		l.text = append(l.text[:0], b...)
+		l.block, l.at, l.rest = first+1, first, l.text
+	}
+	for {
+		if len(l.rest) == 0 {
+			return nil, false, nil
+		}
+		n, size := binary.Uvarint(l.rest)
+		if size <= 0 || n > uint64(len(l.rest)-size) {
+			return nil, false, errDamaged
+		}
+		b = l.rest[:size+int(n)]
+		l.rest = l.rest[size+int(n):]
+		l.at++
+		if l.at > ordinal {
+			return b, true, nil
 		}
 	}
-	l.ordinal = ordinal
-	return true, s.readRow(b, l)
 }
 
 const (
@@ -412,6 +499,20 @@ func (s *spilled) appendRow(b []byte, r *row, versions int) []byte {
 	}
 	var length [binary.MaxVarintLen64]byte
 	return slices.Insert(b, start, length[:binary.PutUvarint(length[:], uint64(len(b)-start))]...)
+}
+
+// head reads of a row that was read back only its key now and whether it is there.
+func (s *spilled) head(b []byte) (key []byte, p *plan, there, ok bool) {
+	c := cursor{b: b}
+	c.uint() // length
+	number := c.uint()
+	flags := c.byte()
+	c.uint() // versions
+	key = c.text()
+	if c.bad || number >= uint64(len(s.plans)) {
+		return nil, nil, false, false
+	}
+	return key, s.plans[number], flags&rowThere != 0, true
 }
 
 func (s *spilled) readRow(b []byte, l *loaded) error {
@@ -562,6 +663,85 @@ func (b *bitmap) set(n uint64) {
 	(*b)[n/64] |= 1 << (n % 64)
 }
 
+// inRAM is of how many rows of a large transaction RAM knows where they are.
+const inRAM = 1 << 20
+
+// rowPlaces are the places of rows by ordinal.
+type rowPlaces []*[blockRows]int64
+
+func (p rowPlaces) get(ordinal uint64) int64 { return p[ordinal/blockRows][ordinal%blockRows] }
+
+func (p *rowPlaces) set(ordinal uint64, place int64) {
+	i := int(ordinal / blockRows)
+	if i >= len(*p) {
+		*p = slices.Grow(*p, i+1-len(*p))[:i+1]
+	}
+	if (*p)[i] == nil {
+		(*p)[i] = new([blockRows]int64)
+	}
+	(*p)[i][ordinal%blockRows] = place
+}
+
+// aliveIndex finds spilled rows by the key that they have now. It holds no keys, so
+// what it says is to be checked, and what is no longer so stays.
+type aliveIndex struct {
+	table []uint64 // open addressing: upper half of the hash, ordinal + 1; 0 is free
+	count uint64
+	full  bool // some of the keys are not here
+}
+
+func (x *aliveIndex) candidates(key []byte) iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		if len(x.table) == 0 {
+			return
+		}
+		h, m := xxhash.Sum64(key), len(x.table)-1
+		for i := int(h>>32) & m; x.table[i] != 0; i = (i + 1) & m {
+			if x.table[i]>>32 == h>>32 && !yield(x.table[i]&math.MaxUint32-1) {
+				return
+			}
+		}
+	}
+}
+
+// add reports false when it has as many keys as the limit.
+func (x *aliveIndex) add(key []byte, ordinal, limit uint64) bool {
+	if ordinal >= math.MaxUint32 {
+		x.full = true
+		return false
+	}
+	for n := range x.candidates(key) {
+		if n == ordinal {
+			return true
+		}
+	}
+	if x.count >= limit/4*3 {
+		x.full = true
+		return false
+	}
+	if 4*(x.count+1) > uint64(3*len(x.table)) {
+		old := x.table
+		x.table = make([]uint64, max(1<<12, 2*len(old)))
+		for _, e := range old {
+			if e != 0 {
+				x.put(e)
+			}
+		}
+	}
+	x.put(xxhash.Sum64(key)>>32<<32 | (ordinal + 1))
+	x.count++
+	return true
+}
+
+func (x *aliveIndex) put(e uint64) {
+	m := len(x.table) - 1
+	i := int(e>>32) & m
+	for x.table[i] != 0 {
+		i = (i + 1) & m
+	}
+	x.table[i] = e
+}
+
 // version returns a version that the row had in the transaction, in order.
 func (d *Deriver) version(r *row, n int, mem Memory) (image, error) {
 	if !r.spilled {
@@ -670,6 +850,7 @@ func (d *Deriver) commitSpilled(mem Memory, emit emitter) error {
 		return err
 	}
 	mem.DeleteMemoryPrefix([]byte(scratch))
+	s.scratch.Reset()
 	return nil
 }
 

@@ -97,6 +97,7 @@ type Intake struct {
 	inFlight bool        // a commit is on its way to the disk
 	done     chan synced // gets its end
 	piece    func() error
+	scratch  *journal.Scratch
 
 	ctx       context.Context         // of Run
 	calls     chan func() error       // to run in Run's goroutine
@@ -126,6 +127,7 @@ func New(o Options) (*Intake, error) {
 		in.o.Retry = time.Second
 	}
 	in.metrics = newMetrics(o.Registerer, o.Types)
+	in.scratch = o.Journal.NewScratch()
 	key, err := Seal(o.Journal)
 	if err != nil {
 		return nil, err
@@ -141,7 +143,7 @@ func New(o Options) (*Intake, error) {
 			in.metrics.broken.Inc()
 			in.log.Warn("condition cannot be evaluated, its event does not fire for this row", "event", t, "err", err)
 		},
-		Limit: o.spillAt, Between: in.between,
+		Limit: o.spillAt, Between: in.between, Scratch: scratch{in, in.scratch},
 	})
 	if err != nil {
 		return nil, err
@@ -210,6 +212,7 @@ func (in *Intake) Run(ctx context.Context, chunks <-chan *replication.Chunk) err
 		// A failed write was reported, or will be by Close.
 		_ = in.landed()
 		_ = in.pieceLanded()
+		in.scratch.Reset()
 		in.endClock()
 		in.batch.Discard()
 	}()
@@ -352,13 +355,26 @@ func (in *Intake) commit(ctx context.Context) (end wal.LSN, wait func() error, e
 // write gives the batch to commit, and again when there is no room, and begins a
 // new one.
 func (in *Intake) write(ctx context.Context, commit func(*journal.Batch) (func() error, error)) (wait func() error, err error) {
-	for {
+	err = in.untilRoom(ctx, func() (err error) {
 		wait, err = commit(in.batch)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	in.batch = in.o.Journal.NewBatch()
+	return wait, nil
+}
+
+// untilRoom writes to the journal, again and again while there is no room for it.
+func (in *Intake) untilRoom(ctx context.Context, write func() error) error {
+	for {
+		err := write()
 		if err == nil {
 			break
 		}
 		if !errors.Is(err, journal.ErrDiskFull) {
-			return nil, fmt.Errorf("write the journal: %w", err)
+			return fmt.Errorf("write the journal: %w", err)
 		}
 		if in.Blocked() == "" {
 			in.log.Error("intake stands still until there is room for the journal; nothing is confirmed, nothing is lost", "err", err)
@@ -368,7 +384,7 @@ func (in *Intake) write(ctx context.Context, commit func(*journal.Batch) (func()
 		in.metrics.blocked.Set(1)
 		select {
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		case <-time.After(in.o.Retry):
 		}
 	}
@@ -377,8 +393,7 @@ func (in *Intake) write(ctx context.Context, commit func(*journal.Batch) (func()
 		in.blocks.Store(nil)
 		in.metrics.blocked.Set(0)
 	}
-	in.batch = in.o.Journal.NewBatch()
-	return wait, nil
+	return nil
 }
 
 // take works through one chunk and releases it.

@@ -31,6 +31,7 @@ type flow struct {
 	client  *replication.Client
 	intake  *Intake
 	stop    func()
+	gate    func(context.Context, *replication.Session) // called before each chunk; nil: none
 
 	mu     sync.Mutex
 	events []string // "type object"
@@ -51,8 +52,16 @@ func clients(t *testing.T) billing.Mapping {
 func start(t *testing.T, db *pgtest.Database, dir string, m billing.Mapping, with ...func(*Options)) *flow {
 	t.Helper()
 	f := &flow{t: t, db: db, mapping: m}
+	f.start(journal.Options{Path: dir}, with...)
+	return f
+}
+
+func (f *flow) start(jo journal.Options, with ...func(*Options)) {
+	t, db, m := f.t, f.db, f.mapping
+	t.Helper()
+	jo.Cache, jo.MemoryCache = 8<<20, 1<<20
 	var err error
-	if f.journal, err = journal.Open(journal.Options{Path: dir, Cache: 8 << 20, MemoryCache: 1 << 20}); err != nil {
+	if f.journal, err = journal.Open(jo); err != nil {
 		t.Fatal(err)
 	}
 	position, _ := f.journal.Position()
@@ -97,8 +106,27 @@ func start(t *testing.T, db *pgtest.Database, dir string, m billing.Mapping, wit
 			t.Errorf("stream: %v", err)
 		}
 	})
+	taken := chunks
+	if f.gate != nil {
+		taken = make(chan *replication.Chunk)
+		stream.Go(func() {
+			for {
+				select {
+				case c := <-chunks:
+					f.gate(streaming, c.Session())
+					select {
+					case taken <- c:
+					case <-streaming.Done():
+						return
+					}
+				case <-streaming.Done():
+					return
+				}
+			}
+		})
+	}
 	take.Go(func() {
-		if err := f.intake.Run(taking, chunks); err != nil {
+		if err := f.intake.Run(taking, taken); err != nil {
 			t.Errorf("intake: %v", err)
 		}
 	})
@@ -113,7 +141,6 @@ func start(t *testing.T, db *pgtest.Database, dir string, m billing.Mapping, wit
 		}
 	})
 	t.Cleanup(func() { f.stop() })
-	return f
 }
 
 // poll waits until ok, for a minute at most.

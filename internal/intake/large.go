@@ -3,17 +3,20 @@ package intake
 import (
 	"fmt"
 	"time"
+
+	"github.com/billhook/billhook/internal/journal"
 )
 
-// A transaction that grows past a limit is set aside in the journal piece by piece,
-// as its changes come and while its events are derived. Nobody sees the pieces
-// before the commit that moves the position past the transaction; a new connection,
-// or a new process, forgets them, and the server sends the transaction again.
+// The rows of a transaction that grows past a limit are set aside in a scratch file as
+// its changes come, and its events and memory in the journal, piece by piece, while
+// they are derived. Nobody sees the pieces before the commit that moves the position
+// past the transaction; a new connection, or a new process, forgets all of it, and the
+// server sends the transaction again.
 //
 //	        changes past the limit                COMMIT
 //	small ─────────────────────────► spilling ─────────────► derive, piece by piece
 //	  ▲                                 │  ▲                          │
-//	  │          new connection         │  └─ changes, a piece each ──│
+//	  │          new connection         │  └─ changes, rows aside ────│
 //	  └─────────────────────────────────┘                             │
 //	  └───────────────── last piece and position, one commit ◄────────┘
 //
@@ -35,6 +38,24 @@ func (m memory) Memory(key []byte) ([]byte, bool, error) { return m.in.batch.Mem
 func (m memory) SetMemory(key, value []byte)             { m.in.batch.SetMemory(key, value) }
 func (m memory) DeleteMemory(key []byte)                 { m.in.batch.DeleteMemory(key) }
 func (m memory) DeleteMemoryPrefix(prefix []byte)        { m.in.batch.DeleteMemoryPrefix(prefix) }
+
+// scratch keeps the rows of a large transaction. While there is no room for them it
+// waits.
+type scratch struct {
+	in   *Intake
+	file *journal.Scratch
+}
+
+func (s scratch) Append(entry []byte) (place int64, err error) {
+	err = s.in.untilRoom(s.in.ctx, func() (err error) {
+		place, err = s.file.Append(entry)
+		return err
+	})
+	return place, err
+}
+
+func (s scratch) Read(place int64) ([]byte, error) { return s.file.Read(place) }
+func (s scratch) Reset()                           { s.file.Reset() }
 
 // spill sets aside what has been folded of the open transaction.
 func (in *Intake) spill() error {
@@ -61,7 +82,8 @@ func (in *Intake) spill() error {
 		in.log.Info("taking in a large transaction", "changes", in.changes)
 	}
 	in.metrics.open.Set(float64(in.changes))
-	return in.stage()
+	in.metrics.parts.Inc()
+	return nil
 }
 
 // between gives the journal a piece when the batch has grown large.
@@ -87,7 +109,7 @@ func (in *Intake) stage() error {
 		return err
 	}
 	in.piece = wait
-	in.metrics.pieces.Inc()
+	in.metrics.parts.Inc()
 	return nil
 }
 

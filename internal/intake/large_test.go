@@ -1,19 +1,27 @@
 package intake
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"math"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/billhook/billhook/internal/billing"
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/journal"
 	"github.com/billhook/billhook/internal/pgtest"
+	"github.com/billhook/billhook/internal/replication"
 )
 
 // withPieces sets aside transactions long before they are large.
@@ -52,13 +60,40 @@ func TestLarge(t *testing.T) {
 		"CREATE TABLE clients (id bigint PRIMARY KEY, name text, balance numeric)",
 		"INSERT INTO clients SELECT i, 'a client that was there before ' || i, 1 FROM generate_series(1, 1000) i")
 	dir := t.TempDir() + "/j"
-	f := start(t, db, dir, clients(t), withPieces)
+	f := &flow{t: t, db: db, mapping: clients(t)}
+	var armed atomic.Bool
+	cut, waits := make(chan struct{}), make(chan struct{}, 2)
+	var first, second *replication.Session
+	parts := 0.0
+	// Each of two connections brings some of it and waits.
+	f.gate = func(ctx context.Context, s *replication.Session) {
+		now := testutil.ToFloat64(f.intake.metrics.parts)
+		switch {
+		case !armed.Load() || second != nil && s != second:
+			return
+		case first == nil:
+			first = s
+		case second == nil && s != first:
+			second, parts = s, now
+		}
+		if now < parts+3 {
+			return
+		}
+		parts = math.Inf(1)
+		waits <- struct{}{}
+		select {
+		case <-cut:
+		case <-ctx.Done():
+		}
+	}
+	f.start(journal.Options{Path: dir}, withPieces)
 	if err := f.fill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	armed.Store(true)
 	db.Exec(t, `DO $$
 		BEGIN
-			INSERT INTO clients SELECT i, 'a client that came with many others ' || i, i % 2 FROM generate_series(1001, 8000) i;
+			INSERT INTO clients SELECT i, repeat('a client that came with many others ', 40) || i, i % 2 FROM generate_series(1001, 8000) i;
 			FOR i IN 1..3000 LOOP
 				BEGIN
 					UPDATE clients SET balance = balance - 1 WHERE id = i;
@@ -71,19 +106,20 @@ func TestLarge(t *testing.T) {
 			UPDATE clients SET name = name || '!' WHERE id BETWEEN 1 AND 500;
 		END $$`)
 
-	pieces := func(n int) func() bool {
-		return func() bool { return testutil.ToFloat64(f.intake.metrics.pieces) >= float64(n) }
-	}
 	unseen := func(when string) {
 		t.Helper()
 		if got := journaled(t, f.journal); len(got) > 0 {
 			t.Errorf("%s, %d events are seen before their transaction is whole", when, len(got))
 		}
 	}
-	poll(t, "pieces", pieces(3))
-	unseen("with the first pieces")
+	waiting := func() bool { return len(waits) > 0 }
+	poll(t, "its first parts", waiting)
+	<-waits
+	unseen("with its first parts")
 	db.Exec(t, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", db.Name)
-	poll(t, "pieces after the connection was cut", pieces(8))
+	cut <- struct{}{}
+	poll(t, "its first parts, again", waiting)
+	unseen("with its first parts, again")
 	f.stop()
 	f = start(t, db, dir, clients(t), withPieces)
 	unseen("after a restart")
@@ -135,6 +171,54 @@ func TestLarge(t *testing.T) {
 	}
 }
 
+// room is a disk of which a test says how much of it is free.
+type room struct {
+	vfs.FS
+	free atomic.Uint64
+}
+
+func (r *room) GetDiskUsage(string) (vfs.DiskUsage, error) {
+	return vfs.DiskUsage{AvailBytes: r.free.Load()}, nil
+}
+
+// TestLargeWithoutRoom: rows that cannot be set aside wait until there is room, and
+// nothing of their transaction is lost or told twice.
+func TestLargeWithoutRoom(t *testing.T) {
+	db := pgtest.NewDatabase(t, "CREATE TABLE clients (id bigint PRIMARY KEY, name text, balance numeric)")
+	disk := &room{FS: vfs.Default}
+	disk.free.Store(1 << 40)
+	dir := t.TempDir() + "/j"
+	f := &flow{t: t, db: db, mapping: clients(t)}
+	f.start(journal.Options{Path: dir, FS: disk}, withPieces, func(o *Options) { o.Retry = 10 * time.Millisecond })
+	if err := f.fill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.settle()
+	disk.free.Store(0)
+	db.Exec(t, "INSERT INTO clients SELECT i, repeat('name ', 20) || i, 1 FROM generate_series(1, 20000) i")
+	poll(t, "intake to stand still", func() bool { return f.intake.Blocked() != "" })
+	if n := testutil.ToFloat64(f.intake.metrics.open); n == 0 || n >= 20_000 {
+		t.Errorf("it stands still after %v changes", n)
+	}
+	if got := journaled(t, f.journal); len(got) > 0 {
+		t.Errorf("%d events are seen before their transaction is whole", len(got))
+	}
+	disk.free.Store(1 << 40)
+	f.settle()
+	got := journaled(t, f.journal)
+	for id := 1; id <= 20_000; id++ {
+		if e := fmt.Sprintf("clients.create %d", id); got[e] != 1 {
+			t.Errorf("%s came %d times", e, got[e])
+		}
+	}
+	if len(got) != 20_000 || f.intake.Blocked() != "" {
+		t.Errorf("%d kinds of events, blocked %q", len(got), f.intake.Blocked())
+	}
+	if _, err := os.Stat(dir + "/scratch"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the scratch file has a name: %v", err)
+	}
+}
+
 // TestLargeHeap: what is alive on the heap does not grow with a transaction.
 func TestLargeHeap(t *testing.T) {
 	db := pgtest.NewDatabase(t, "CREATE TABLE clients (id bigint PRIMARY KEY, name text, balance numeric)")
@@ -176,7 +260,7 @@ func TestLargeHeap(t *testing.T) {
 	if large > small+32<<20 {
 		t.Errorf("the heap grew from %d MiB to %d MiB with a transaction of 60 MiB", small>>20, large>>20)
 	}
-	if n := testutil.ToFloat64(f.intake.metrics.pieces); n < 10 {
+	if n := testutil.ToFloat64(f.intake.metrics.parts); n < 10 {
 		t.Errorf("%v pieces", n)
 	}
 }

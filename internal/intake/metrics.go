@@ -30,7 +30,7 @@ type metrics struct {
 	commitTime    prometheus.Gauge
 	batches       prometheus.Histogram
 	open          prometheus.Gauge
-	pieces        prometheus.Counter
+	parts         prometheus.Counter
 
 	pendingTransactions, pendingUnmapped int
 	pendingChanges                       map[*wal.Relation]*[3]int
@@ -43,7 +43,7 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 	m := &metrics{
 		open:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_intake_large_transaction_changes", Help: "Changes taken in so far of a transaction that is too large for one commit; 0 when there is none."}),
-		pieces:        prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_pieces_total", Help: "Pieces of large transactions set aside in the journal."}),
+		parts:         prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_pieces_total", Help: "Parts of large transactions that were set aside, as their changes came and as their events were derived."}),
 		transactions:  prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_transactions_total", Help: "Transactions taken into the journal."}),
 		changes:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "billhook_intake_changes_total", Help: "Row changes of mapped tables, by table and operation."}, []string{"table", "op"}),
 		unmapped:      prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_changes_ignored_total", Help: "Row changes that can make no event: of tables that are not mapped, or of rows whose key is not known."}),
@@ -70,7 +70,7 @@ func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.transactions, m.changes, m.unmapped, m.events, m.repeated, m.broken, m.truncates,
-			m.filled, m.filling, m.fillRows, m.fillEstimated, m.timers, m.fired, m.blocked, m.durable, m.commitTime, m.batches, m.open, m.pieces)
+			m.filled, m.filling, m.fillRows, m.fillEstimated, m.timers, m.fired, m.blocked, m.durable, m.commitTime, m.batches, m.open, m.parts)
 	}
 	return m
 }
