@@ -82,7 +82,8 @@ type Entities struct {
 type Mapping struct {
 	// Table is the entity's table, schema.table; without a schema, public.
 	Table Table `yaml:"table" jsonschema:"required"`
-	// Key lists the key columns: what object_id tells.
+	// Key lists the key columns: what object_id tells. Several are joined by commas, with
+	// a backslash before a comma or a backslash in one of them.
 	Key Columns `yaml:"key" jsonschema:"required"`
 	// Ignore lists columns that alone make no update event.
 	Ignore Columns `yaml:"ignore,omitempty"`

@@ -475,16 +475,39 @@ func (d *Deriver) value(r *row, column int) (wal.Value, bool) {
 	return wal.Value{}, false
 }
 
+// JoinKey is the object or lane that a key's parts make. With several parts a comma or
+// a backslash in one of them has a backslash before it, so that no two keys are alike.
+func JoinKey(parts []string) string {
+	var b []byte
+	for n, part := range parts {
+		b = appendPart(b, n, len(parts), part)
+	}
+	return string(b)
+}
+
+// appendPart appends the n-th of a key's parts.
+func appendPart[T string | []byte](b []byte, n, of int, part T) []byte {
+	if n > 0 {
+		b = append(b, ',')
+	}
+	if of == 1 {
+		return append(b, part...)
+	}
+	for i := range len(part) {
+		if part[i] == ',' || part[i] == '\\' {
+			b = append(b, '\\')
+		}
+		b = append(b, part[i])
+	}
+	return b
+}
+
 // identify sets the object and the lane of the row's events.
 func (d *Deriver) identify(r *row) {
 	d.object = d.object[:0]
 	for n, i := range r.plan.object {
-		if n > 0 {
-			d.object = append(d.object, ',')
-		}
-		if v, ok := d.value(r, i); ok {
-			d.object = append(d.object, v.Text...)
-		}
+		v, _ := d.value(r, i)
+		d.object = appendPart(d.object, n, len(r.plan.object), v.Text)
 	}
 	d.lane = d.lane[:0]
 	if r.entity.Name == Clients {
@@ -497,10 +520,7 @@ func (d *Deriver) identify(r *row) {
 			d.lane = d.lane[:0]
 			break
 		}
-		if n > 0 {
-			d.lane = append(d.lane, ',')
-		}
-		d.lane = append(d.lane, v.Text...)
+		d.lane = appendPart(d.lane, n, len(r.plan.lane), v.Text)
 	}
 	if len(d.lane) == 0 {
 		d.lane = append(append(append(d.lane, r.entity.Name...), ':'), d.object...)

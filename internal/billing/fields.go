@@ -185,10 +185,7 @@ func (d *Deriver) fieldRow(i int, mem Memory) (*row, error) {
 func (r *row) isOf(client []byte) bool {
 	var b []byte
 	for n, i := range r.object {
-		if n > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, r.new[i].Text...)
+		b = appendPart(b, n, len(r.object), r.new[i].Text)
 	}
 	return string(b) == string(client)
 }

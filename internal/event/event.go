@@ -117,7 +117,8 @@ type Event struct {
 	Type   Type
 	Entity string // "clients", "accounts", "packages"
 	// Object is the key of the row the event is about, as text: "4711", a uuid,
-	// or for a composite key its parts joined by ",".
+	// or for a composite key its parts joined by ",", with a backslash before a comma
+	// or a backslash in one of them.
 	Object string
 	// Lane is the ordering key: the client's key, or for an entity without a
 	// client "entity:key".

@@ -166,7 +166,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		}
 		if err := r.left(ctx, t, keys[i], func(gone [][]string) error {
 			for _, k := range gone {
-				r.gone[strings.Join(k, ",")] = true
+				r.gone[billing.JoinKey(k)] = true
 			}
 			return nil
 		}); err != nil {
