@@ -21,6 +21,9 @@ const (
 	// minRetryAfter keeps a receiver that asks for no delay from using up the
 	// attempts at once, unless the handler's own schedule is faster.
 	minRetryAfter = time.Second
+	// latestPage is how many executions after one are looked through for a newer one
+	// of its object.
+	latestPage = 256
 	// maxError bounds the text of an error in the journal, in bytes.
 	maxError = 4096
 )
@@ -60,7 +63,7 @@ func (d *Dispatcher) step(l *line, g *gate) {
 		return
 	}
 	to, _ := d.route(l, time.Now().UnixNano())
-	if to != g || g == d.loader || l.window == nil || !g.settled || !d.going() {
+	if to != g || g == d.loader || l.window == nil || !g.settled || g.breaker.open && g.shut || !d.going() {
 		d.leave(g)
 		d.done(g)
 		d.place(l)
@@ -69,11 +72,14 @@ func (d *Dispatcher) step(l *line, g *gate) {
 	}
 	c := g.use()
 	e := l.window.entries[0]
+	x := &execution{entry: e, Handler: c.Handler, probe: g.breaker.open}
 	d.mu.Unlock()
 
-	x := &execution{entry: e, Handler: c.Handler}
 	x.event, x.err = d.event(l, e.event)
-	d.attempt(x)
+	if x.err == nil && x.deadOf != 0 {
+		x.err = d.tellDead(x)
+	}
+	d.attempt(g, l, x)
 
 	d.mu.Lock()
 	d.leave(g)
@@ -115,6 +121,7 @@ type execution struct {
 	event *event.Event
 	err   error // why there is no event
 
+	probe       bool // the handler's breaker was open when it began
 	outcome     journal.Outcome
 	result      handler.Result
 	interrupted bool   // nothing is to be recorded
@@ -123,7 +130,7 @@ type execution struct {
 
 // attempt makes one attempt, or finds that none is to be made, and decides what
 // becomes of the execution.
-func (d *Dispatcher) attempt(x *execution) {
+func (d *Dispatcher) attempt(g *gate, l *line, x *execution) {
 	x.outcome.Execution = x.id
 	if x.err == nil {
 		switch ok, err := x.wants(x.event); {
@@ -139,6 +146,14 @@ func (d *Dispatcher) attempt(x *execution) {
 			return
 		}
 	}
+	if x.err == nil && x.Latest && !x.replay {
+		// What cannot be read now is found out by the attempt.
+		if newer, err := d.newer(l, x); err == nil && newer != 0 {
+			x.outcome.Status = journal.Skipped
+			x.outcome.Error = fmt.Sprintf("execution %d is newer and of the same object", newer)
+			return
+		}
+	}
 
 	a := x.newAttempt()
 	x.outcome.Attempt = a
@@ -148,6 +163,9 @@ func (d *Dispatcher) attempt(x *execution) {
 		return
 	}
 	a.Code, a.Request, a.Response = x.result.Code, x.result.Request, x.result.Response
+	if x.err == nil {
+		a.Uncounted = !d.judge(g, x, err)
+	}
 	if err == nil {
 		a.OK = true
 		x.outcome.Status = journal.Succeeded
@@ -212,10 +230,15 @@ func (x *execution) call(base context.Context, log *slog.Logger) (err error) {
 
 // retryAt returns when a failed attempt is to be repeated, false if it is not.
 func (x *execution) retryAt(a *journal.Attempt, err error) (time.Time, bool) {
-	if a.Permanent || a.Number >= x.Backoff.Limit() {
+	// What was not counted does not bring the last attempt nearer.
+	counted := a.Number - x.free
+	if a.Uncounted {
+		counted--
+	}
+	if a.Permanent || !a.Uncounted && counted >= x.Backoff.Limit() {
 		return time.Time{}, false
 	}
-	delay := x.Backoff.Delay(a.Number+1, x.id)
+	delay := x.Backoff.Delay(max(counted, 1)+1, x.id)
 	if asked, ok := handler.RetryDelay(err); ok {
 		delay = min(max(asked, min(minRetryAfter, delay)), max(maxRetryAfter, delay))
 	}
@@ -247,7 +270,8 @@ func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
 	if l.side != 0 {
 		x.stop = "" // too late: the chain has gone on
 	}
-	err := d.persist(x, func() error {
+	var told []journal.Queued
+	err := d.persist(x, func() (err error) {
 		if x.stop != "" && x.outcome.Also == nil {
 			rest, err := d.rest(x)
 			if err != nil {
@@ -263,8 +287,10 @@ func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
 				})
 			}
 		}
+		x.outcome.OnDead = d.onDead(x)
 		// An attempt that ended as the grace did still counts.
-		return d.store.Record(context.WithoutCancel(d.base), x.outcome)
+		told, err = d.store.Record(context.WithoutCancel(d.base), x.outcome)
+		return err
 	})
 	ended := time.Now()
 	final := errors.Is(err, journal.ErrFinal) || errors.Is(err, journal.ErrNotFound)
@@ -272,6 +298,9 @@ func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for _, q := range told {
+		d.announce(q.Lane, q.Execution, q.Handler, q.Execution)
+	}
 	d.done(g)
 	if err != nil && !final {
 		return // given up at the stop; l stays busy
@@ -286,6 +315,9 @@ func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
 	case err == nil && x.outcome.Status == journal.Pending:
 		e := &l.window.entries[0]
 		e.attempts++
+		if x.outcome.Attempt.Uncounted {
+			e.free++
+		}
 		e.next = x.outcome.NextAt.UnixNano()
 	case len(x.outcome.Also) > 0:
 		l.pop()
@@ -305,6 +337,54 @@ func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
 	}
 }
 
+// onDead plans the execution that tells of x's death, nil when nobody is to be told.
+func (d *Dispatcher) onDead(x *execution) *journal.Planned {
+	if x.outcome.Status != journal.Dead || x.OnDead == 0 || x.deadOf != 0 || errors.Is(x.err, journal.ErrNotFound) {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	g := d.gates[x.OnDead]
+	if g == nil || g.cur == nil || g.cur.Status == Archived {
+		return nil
+	}
+	return &journal.Planned{Handler: x.OnDead, Priority: g.cur.Priority, Held: g.cur.Status == Disabled}
+}
+
+// tellDead gives x a copy of its event that tells of the execution that is dead.
+func (d *Dispatcher) tellDead(x *execution) error {
+	dead, err := d.store.Execution(x.deadOf)
+	if errors.Is(err, journal.ErrNotFound) {
+		dead = journal.Execution{ID: x.deadOf} // it has expired
+	} else if err != nil {
+		return fmt.Errorf("read dead execution %d: %w", x.deadOf, err)
+	}
+	e := *x.event
+	e.Dead = &event.Dead{Execution: dead.ID, Handler: dead.Handler, Attempts: dead.Attempts, Reason: string(dead.LastReason), Error: dead.LastError}
+	d.mu.Lock()
+	if g := d.gates[dead.Handler]; g != nil && g.cur != nil {
+		e.Dead.Name = g.cur.Name
+	}
+	d.mu.Unlock()
+	x.event = &e
+	return nil
+}
+
+// newer returns a pending execution of x's handler and object that comes after it in
+// its lane, 0 if none of the next ones is.
+func (d *Dispatcher) newer(l *line, x *execution) (uint64, error) {
+	d.mu.Lock()
+	last := l.lane.last
+	d.mu.Unlock()
+	page, err := d.store.Pending(l.lane.name, x.id, latestPage)
+	for _, y := range page {
+		if y.ID <= last && y.Handler == x.Handler.ID && y.Object == x.event.Object {
+			return y.ID, err
+		}
+	}
+	return 0, err
+}
+
 // rest returns the open executions of x's event that come after it in the chain.
 func (d *Dispatcher) rest(x *execution) ([]journal.Execution, error) {
 	var rest []journal.Execution
@@ -316,7 +396,7 @@ func (d *Dispatcher) rest(x *execution) ([]journal.Execution, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the chain of event %s: %w", x.entry.event, err)
 		}
-		if r.Event != x.entry.event || r.ReplayOf != 0 {
+		if r.Event != x.entry.event || r.ReplayOf != 0 || r.DeadOf != 0 {
 			return rest, nil
 		}
 		if r.Status.Open() {

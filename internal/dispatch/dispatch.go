@@ -253,10 +253,11 @@ func (d *Dispatcher) define(g *gate, h *Handler) (mustClose bool) {
 		d.due.remove(&g.wake)
 		g.shut = false
 	}
+	g.breaker = breaker{}
 	switch {
 	case h == nil && old != nil:
 		d.metrics.forget(g.id)
-		g.metrics = nil
+		g.metrics, g.health = nil, health{}
 	case h != nil && old == nil:
 		g.metrics = d.metrics.handler(g.id)
 	}

@@ -653,7 +653,7 @@ func TestEndedByAnother(t *testing.T) {
 		r.commit("clients.update", "a", "a")
 		sleep(500 * time.Millisecond)
 		o := journal.Outcome{Execution: 1, Status: journal.Skipped, Error: "by hand"}
-		if err := r.j.Record(t.Context(), o); err != nil {
+		if _, err := r.j.Record(t.Context(), o); err != nil {
 			t.Fatal(err)
 		}
 		sleep(time.Minute)

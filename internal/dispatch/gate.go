@@ -24,8 +24,10 @@ type gate struct {
 	late bool
 
 	limiter *rate.Limiter // nil: no limit
-	shut    bool          // by the limiter, until wake
+	shut    bool          // by the limiter or the breaker, until wake
 	wake    wake
+	breaker breaker
+	health  health
 
 	// reads: it is Dispatcher.loader, the gate of lines whose head must be read.
 	reads   bool
@@ -55,7 +57,25 @@ func (g *gate) open() bool {
 	if g.queue.n == 0 {
 		return false
 	}
-	return g.reads || g.settled && !g.shut && g.enabled() && g.running < g.cur.concurrency()
+	return g.reads || g.settled && !g.shut && g.enabled() && g.running < g.concurrency()
+}
+
+// concurrency is how many calls may be made at a time: one while the breaker is open.
+func (g *gate) concurrency() int {
+	if g.breaker.open {
+		return 1
+	}
+	return g.cur.concurrency()
+}
+
+// shut closes the gate, until the given time at least.
+func (d *Dispatcher) shut(g *gate, until int64) {
+	if g.shut {
+		until = max(until, g.wake.at)
+		d.due.remove(&g.wake)
+	}
+	g.shut = true
+	d.sleep(&g.wake, until)
 }
 
 // gate returns the handler's gate.
@@ -128,8 +148,7 @@ func (d *Dispatcher) admit(g *gate) bool {
 		return true
 	}
 	r.CancelAt(now)
-	g.shut = true
-	d.sleep(&g.wake, now.Add(delay).UnixNano())
+	d.shut(g, now.Add(delay).UnixNano())
 	return false
 }
 

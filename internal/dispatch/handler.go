@@ -12,8 +12,9 @@ import (
 
 // What a Handler's zero fields mean.
 const (
-	DefaultTimeout     = 10 * time.Second
-	DefaultConcurrency = 4
+	DefaultTimeout      = 10 * time.Second
+	DefaultConcurrency  = 4
+	DefaultFailingAfter = 10 * time.Minute
 )
 
 // Status is what the operator wants of a handler. The zero Status is Enabled.
@@ -66,6 +67,12 @@ type Handler struct {
 	// From then on nothing of that execution can stop its chain any more.
 	Aside     bool
 	OnFailure OnFailure
+	// OnDead is the handler that is called with the event of an execution that is
+	// dead, at the end of its lane; 0: none. Of such a call's own death nobody is told.
+	OnDead int
+	// Latest: of several executions for one object that wait in a lane only the newest
+	// is made, the others are skipped.
+	Latest bool
 
 	// When judges whether the handler wants the event; nil: always. It is asked
 	// when the event is planned and again before every attempt, so that a changed
@@ -82,6 +89,10 @@ type Handler struct {
 	Concurrency int           // calls at a time; 0: DefaultConcurrency
 	Rate        float64       // attempts per second; 0: no limit
 	Burst       int           // attempts that Rate allows at once; 0: 1
+	Breaker     Breaker
+	// FailingAfter is for how long attempts must have failed, and none succeeded, for
+	// the handler to count as failing; 0: DefaultFailingAfter.
+	FailingAfter time.Duration
 
 	// Call makes the attempts. The dispatcher owns it from SetHandlers on and
 	// closes it once, when no attempt uses it any more. Two Handlers never share

@@ -107,8 +107,10 @@ type entry struct {
 	id       uint64
 	handler  int
 	attempts int
-	replay   bool
-	next     int64 // when it is due, in Unix nanoseconds
+	free     int    // attempts that do not count
+	replay   bool   // a chain of its own
+	deadOf   uint64 // the execution whose death it tells of; 0: none
+	next     int64  // when it is due, in Unix nanoseconds
 	created  time.Time
 	commit   time.Time
 	event    event.ID
@@ -117,7 +119,8 @@ type entry struct {
 
 func newEntry(x *journal.Execution) entry {
 	e := entry{
-		id: x.ID, handler: x.Handler, attempts: x.Attempts, replay: x.ReplayOf != 0,
+		id: x.ID, handler: x.Handler, attempts: x.Attempts, free: x.Uncounted,
+		replay: x.ReplayOf != 0 || x.DeadOf != 0, deadOf: x.DeadOf,
 		created: x.Created, commit: x.CommitTime, event: x.Event, typ: x.Type,
 	}
 	if !x.NextAt.IsZero() {

@@ -20,6 +20,7 @@ type metrics struct {
 	latency  *prometheus.HistogramVec
 
 	inflight, queued, retries, lanes, paused *prometheus.Desc
+	breaker, failing, success                *prometheus.Desc
 }
 
 func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
@@ -57,6 +58,12 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 			"Lanes with pending executions.", nil, nil),
 		paused: prometheus.NewDesc("billhook_dispatch_paused",
 			"1 while no attempts are started because the journal does not take their outcomes.", nil, nil),
+		breaker: prometheus.NewDesc("billhook_breaker_open",
+			"1 while the handler's breaker is open: its executions wait until it answers.", []string{"handler"}, nil),
+		failing: prometheus.NewDesc("billhook_handler_failing",
+			"1 while the handler has failed for longer than failing_after, with no success.", []string{"handler"}, nil),
+		success: prometheus.NewDesc("billhook_handler_last_success_timestamp_seconds",
+			"When an attempt of the handler last succeeded, 0 if none has since the start.", []string{"handler"}, nil),
 	}
 	if reg != nil {
 		reg.MustRegister(m.finished, m.attempts, m.duration, m.latency, m)
@@ -66,7 +73,7 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 
 // Describe is a prometheus.Collector's.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{m.inflight, m.queued, m.retries, m.lanes, m.paused} {
+	for _, desc := range []*prometheus.Desc{m.inflight, m.queued, m.retries, m.lanes, m.paused, m.breaker, m.failing, m.success} {
 		ch <- desc
 	}
 }
@@ -79,12 +86,14 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	type row struct {
 		id                        int
 		inflight, queued, retries int
+		open, failing             bool
+		success                   time.Time
 	}
 	var rows []row
 	m.d.mu.Lock()
 	for id, g := range m.d.gates {
 		if g.cur != nil {
-			rows = append(rows, row{id, g.cur.inflight, g.queue.n, g.waiting})
+			rows = append(rows, row{id, g.cur.inflight, g.queue.n, g.waiting, g.breaker.open, g.failing(), g.health.success})
 		}
 	}
 	lanes, paused := len(m.d.lanes), m.d.trouble > 0
@@ -95,13 +104,23 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(m.inflight, float64(r.inflight), id)
 		gauge(m.queued, float64(r.queued), id)
 		gauge(m.retries, float64(r.retries), id)
+		gauge(m.breaker, truth(r.open), id)
+		gauge(m.failing, truth(r.failing), id)
+		success := 0.0
+		if !r.success.IsZero() {
+			success = float64(r.success.UnixMicro()) / 1e6
+		}
+		gauge(m.success, success, id)
 	}
 	gauge(m.lanes, float64(lanes))
-	if paused {
-		gauge(m.paused, 1)
-	} else {
-		gauge(m.paused, 0)
+	gauge(m.paused, truth(paused))
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
 	}
+	return 0
 }
 
 // handlerMetrics are the counters of one handler. A nil one counts nothing: there is

@@ -420,13 +420,13 @@ func (b *brittle) set(f func()) {
 	f()
 }
 
-func (b *brittle) Record(ctx context.Context, o journal.Outcome) error {
+func (b *brittle) Record(ctx context.Context, o journal.Outcome) ([]journal.Queued, error) {
 	b.mu.Lock()
 	f := b.record
 	b.mu.Unlock()
 	if f != nil {
 		if err := f(o); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	return b.Journal.Record(ctx, o)

@@ -12,9 +12,10 @@ import (
 // journal.ErrFinal and journal.ErrNotFound mean that the store cannot do it now:
 // the dispatcher asks again.
 type Store interface {
-	// Record makes an outcome durable before it returns nil. ErrFinal: the
-	// execution has ended already. ErrNotFound: it is gone.
-	Record(ctx context.Context, o journal.Outcome) error
+	// Record makes an outcome durable before it returns nil, and returns what is
+	// pending now because of it. ErrFinal: the execution has ended already.
+	// ErrNotFound: it is gone.
+	Record(ctx context.Context, o journal.Outcome) ([]journal.Queued, error)
 	// Lanes calls f for each lane with pending executions, with the first of them.
 	Lanes(ctx context.Context, f func(lane string, head journal.Execution) error) error
 	// Pending returns up to n pending executions of a lane with an id above

@@ -142,6 +142,36 @@ type Event struct {
 	// Unchanged names the columns that Data lacks because the statement did not
 	// touch them and the source therefore did not send them (large values).
 	Unchanged []string
+
+	// Dead says which execution of the event was given up, for the handler that is
+	// called because of that; else nil. It is not the event's own and not journaled.
+	Dead *Dead
+}
+
+// Dead is an execution that was given up.
+type Dead struct {
+	Execution uint64
+	Handler   int
+	Name      string // of the handler
+	Attempts  int
+	Reason    string
+	Error     string
+}
+
+func (d *Dead) append(b []byte) []byte {
+	b = append(b, `{"execution":`...)
+	b = strconv.AppendUint(b, d.Execution, 10)
+	b = append(b, `,"handler":`...)
+	b = strconv.AppendInt(b, int64(d.Handler), 10)
+	b = append(b, `,"name":`...)
+	b = AppendJSONString(b, d.Name)
+	b = append(b, `,"attempts":`...)
+	b = strconv.AppendInt(b, int64(d.Attempts), 10)
+	b = append(b, `,"reason":`...)
+	b = AppendJSONString(b, d.Reason)
+	b = append(b, `,"error":`...)
+	b = AppendJSONString(b, d.Error)
+	return append(b, '}')
 }
 
 // AppendPayload appends the "billhook" payload: a JSON object of event, data and
@@ -180,6 +210,10 @@ func (e *Event) AppendPayload(b []byte) []byte {
 			b = AppendJSONString(b, name)
 		}
 		b = append(b, ']')
+	}
+	if e.Dead != nil {
+		b = append(b, `,"dead":`...)
+		b = e.Dead.append(b)
 	}
 	return append(b, '}')
 }

@@ -15,6 +15,7 @@ type Attempt struct {
 	Duration  time.Duration
 	OK        bool
 	Permanent bool // failed in a way that trying again will not cure
+	Uncounted bool // the handler's limit does not count it
 	Error     string
 	Reason    handler.Reason
 	Code      int // HTTP status, exit code, gRPC code; -1: none
@@ -38,6 +39,9 @@ type Outcome struct {
 	// Also changes the status of other open executions in the same commit: the
 	// rest of a chain that was stopped. Those already final stay as they are.
 	Also []StatusChange
+	// OnDead, when the status becomes Dead, makes an execution of the same event at
+	// the end of the lane, whose DeadOf is this one.
+	OnDead *Planned
 }
 
 // StatusChange is the part of an Outcome that concerns another execution.

@@ -338,11 +338,8 @@ func (e *edit) events(b *Batch, events []batchEvent) error {
 func (ev *batchEvent) execution(p Planned, now time.Time) Execution {
 	x := Execution{
 		Event: ev.id, Type: event.Type(ev.typ), Object: ev.object, Lane: ev.lane,
-		Handler: p.Handler, Priority: p.Priority, Status: Pending,
+		Handler: p.Handler, Priority: p.Priority, Status: p.status(),
 		Created: now, CommitTime: ev.commitTime,
-	}
-	if p.Held {
-		x.Status = Held
 	}
 	return x
 }

@@ -119,7 +119,7 @@ func BenchmarkRecord(b *testing.B) {
 				for pb.Next() {
 					a := Attempt{Number: 1, Start: now, OK: true, Code: 200}
 					a.Request.Body, a.Response.Body = body, body[:50]
-					if err := j.Record(context.Background(), Outcome{Execution: id.Add(1), Attempt: &a, Status: Succeeded}); err != nil {
+					if _, err := j.Record(context.Background(), Outcome{Execution: id.Add(1), Attempt: &a, Status: Succeeded}); err != nil {
 						b.Error(err)
 					}
 				}

@@ -226,7 +226,12 @@ func appendRow(b []byte, x *Execution) []byte {
 	b = appendString(b, x.Object)
 	b = appendString(b, x.Lane)
 	b = appendString(b, x.LastReason)
-	return appendString(b, x.LastError)
+	b = appendString(b, x.LastError)
+	if x.Uncounted > 0 || x.DeadOf > 0 {
+		b = binary.AppendUvarint(b, uint64(x.Uncounted))
+		b = binary.AppendUvarint(b, x.DeadOf)
+	}
+	return b
 }
 
 func decodeRow(id uint64, value []byte) (Execution, error) {
@@ -251,6 +256,9 @@ func decodeRow(id uint64, value []byte) (Execution, error) {
 		LastReason:   handler.Reason(c.string()),
 		LastError:    c.string(),
 	}
+	if c.more() {
+		x.Uncounted, x.DeadOf = int(c.uvarint()), c.uvarint()
+	}
 	err := c.done()
 	if err == nil && !x.Status.Valid() {
 		err = fmt.Errorf("unknown %v", x.Status)
@@ -272,7 +280,11 @@ func appendAttempt(b []byte, a *Attempt) []byte {
 	b = appendString(b, a.Reason)
 	b = appendString(b, a.Error)
 	b = appendExchange(b, &a.Request)
-	return appendExchange(b, &a.Response)
+	b = appendExchange(b, &a.Response)
+	if a.Uncounted {
+		b = appendBool(b, true)
+	}
+	return b
 }
 
 func appendExchange(b []byte, x *handler.Exchange) []byte {
@@ -297,6 +309,9 @@ func decodeAttempt(number int, value []byte) (Attempt, error) {
 		Error:     c.string(),
 		Request:   c.exchange(),
 		Response:  c.exchange(),
+	}
+	if c.more() {
+		a.Uncounted = c.bool()
 	}
 	if err := c.done(); err != nil {
 		return Attempt{}, fmt.Errorf("attempt %d: %w", number, err)

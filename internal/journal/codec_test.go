@@ -138,8 +138,9 @@ func TestCodecRoundTrip(t *testing.T) {
 		x := Execution{
 			Event: s.ID, Type: event.Type(s.Type), Object: s.Object, Lane: s.Lane, LastError: s.Error, Handler: s.Handler,
 			Priority: s.Priority, Attempts: s.Attempts, LastCode: s.Code, LastDuration: s.Duration, ReplayOf: s.Replay,
+			Uncounted: s.Handler & 1, DeadOf: s.Replay * uint64(s.Handler&1),
 		}
-		a := Attempt{Duration: s.Duration, OK: s.Code > 0, Permanent: s.Code&1 == 1, Error: s.Error, Code: s.Code}
+		a := Attempt{Duration: s.Duration, OK: s.Code > 0, Permanent: s.Code&1 == 1, Uncounted: s.Code&2 == 2, Error: s.Error, Code: s.Code}
 		a.Request.Head, a.Request.Body, a.Request.Truncated = s.Head, s.Body, s.Truncated
 		a.Response.Body = s.Data
 		p := Position{SystemID: s.Type, Timeline: s.ID.Generation, Generation: s.ID.Ordinal, Slot: s.Object, Publication: s.Lane, CommitLSN: s.ID.CommitLSN}

@@ -177,10 +177,15 @@ func (l *load) worker(w int) {
 			if x.Status == Pending && x.Attempts > 3 {
 				o.Status = Dead
 			}
-			o.Attempt = &Attempt{Number: x.Attempts + 1, Start: epoch, Error: "e", OK: o.Status == Succeeded}
-			if err = l.j.Record(ctx, o); errors.Is(err, ErrFinal) {
+			o.Attempt = &Attempt{Number: x.Attempts + 1, Start: epoch, Error: "e", OK: o.Status == Succeeded, Uncounted: r.IntN(2) == 0}
+			if o.Status == Dead && x.DeadOf == 0 {
+				o.OnDead = &Planned{Handler: 3, Held: r.IntN(2) == 0}
+			}
+			var told []Queued
+			if told, err = l.j.Record(ctx, o); errors.Is(err, ErrFinal) {
 				err = nil
 			}
+			l.enqueue(told)
 			if o.Status == Pending && err == nil {
 				l.enqueue([]Queued{q})
 			}

@@ -38,7 +38,7 @@ func traffic(j *Journal, first, n int) (acked int, err error) {
 		}
 		acked = i
 		id := uint64(i)
-		if err := j.Record(context.Background(), Outcome{Execution: id, Attempt: &Attempt{Number: 1, OK: true}, Status: Succeeded}); err != nil {
+		if _, err := j.Record(context.Background(), Outcome{Execution: id, Attempt: &Attempt{Number: 1, OK: true}, Status: Succeeded}); err != nil {
 			return acked, err
 		}
 	}
@@ -180,7 +180,7 @@ func TestDiskReserve(t *testing.T) {
 	record(t, j, Outcome{Execution: 2, Attempt: &Attempt{Number: 1}, Status: Dead})
 	fs.free.Store(20 << 20)
 	j.space.asked = time.Time{}
-	if err := j.Record(context.Background(), Outcome{Execution: 3, Attempt: &Attempt{Number: 1}, Status: Dead}); !errors.Is(err, ErrDiskFull) {
+	if _, err := j.Record(context.Background(), Outcome{Execution: 3, Attempt: &Attempt{Number: 1}, Status: Dead}); !errors.Is(err, ErrDiskFull) {
 		t.Fatalf("attempt below a quarter of the reserve: %v", err)
 	}
 	fs.free.Store(1 << 40)

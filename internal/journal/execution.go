@@ -75,10 +75,13 @@ type Execution struct {
 	Priority int
 	// ReplayOf is the execution that this one repeats, 0 for a first one.
 	ReplayOf uint64
+	// DeadOf is the execution whose end as Dead this one is to tell of, 0 for none.
+	DeadOf uint64
 
-	Status   Status
-	Attempts int       // attempts made
-	NextAt   time.Time // when a pending one is due; zero: at once
+	Status    Status
+	Attempts  int       // attempts made
+	Uncounted int       // those among them that the handler's limit does not count
+	NextAt    time.Time // when a pending one is due; zero: at once
 
 	Created    time.Time // when it was journaled
 	Finished   time.Time // when its status became final; zero while open
@@ -96,6 +99,13 @@ type Planned struct {
 	Handler  int
 	Priority int
 	Held     bool // the handler is disabled: start as Held
+}
+
+func (p *Planned) status() Status {
+	if p.Held {
+		return Held
+	}
+	return Pending
 }
 
 // Queued names a pending execution.
@@ -132,15 +142,17 @@ func (j *Journal) Execution(id uint64) (Execution, error) {
 // final otherwise is an error that wraps ErrFinal, and nothing is stored.
 // ErrDiskFull means that nothing was stored and that no more attempts should be
 // made before there is space again: their outcomes could not be stored either.
-func (j *Journal) Record(ctx context.Context, o Outcome) error {
+//
+// What o.OnDead has brought is returned: it is durable and not known to dispatch.
+func (j *Journal) Record(ctx context.Context, o Outcome) ([]Queued, error) {
 	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	if !o.Status.Valid() {
-		return fmt.Errorf("record execution %d: %v", o.Execution, o.Status)
+		return nil, fmt.Errorf("record execution %d: %v", o.Execution, o.Status)
 	}
 	if err := j.enter(); err != nil {
-		return err
+		return nil, err
 	}
 	defer j.leave()
 	start := time.Now()
@@ -151,13 +163,16 @@ func (j *Journal) Record(ctx context.Context, o Outcome) error {
 		return e.record(&o)
 	})
 	if err != nil {
-		return fmt.Errorf("record execution %d: %w", o.Execution, err)
+		return nil, fmt.Errorf("record execution %d: %w", o.Execution, err)
 	}
 	if err := e.wait(); err != nil {
-		return fmt.Errorf("record execution %d: %w", o.Execution, err)
+		return nil, fmt.Errorf("record execution %d: %w", o.Execution, err)
 	}
 	j.metrics.commit.WithLabelValues("record").Observe(time.Since(start).Seconds())
-	return nil
+	if len(e.queued) > 0 {
+		j.raise(e.next - 1)
+	}
+	return e.queued, nil
 }
 
 func (o *Outcome) size() int {
@@ -184,6 +199,9 @@ func (e *edit) record(o *Outcome) error {
 			return fmt.Errorf("attempt %d after %d attempts", a.Number, x.Attempts)
 		}
 		x.Attempts, x.LastCode, x.LastDuration = a.Number, a.Code, a.Duration
+		if a.Uncounted {
+			x.Uncounted++
+		}
 		if x.LastError == "" {
 			x.LastError = a.Error
 		}
@@ -208,6 +226,11 @@ func (e *edit) record(o *Outcome) error {
 	}
 	if err := e.change(bk, was, &x); err != nil {
 		return err
+	}
+	if p := o.OnDead; p != nil && x.Status == Dead {
+		if err := e.again(&x, Execution{Handler: p.Handler, Priority: p.Priority, DeadOf: x.ID, Status: p.status()}); err != nil {
+			return err
+		}
 	}
 	for _, c := range o.Also {
 		if c.Execution == o.Execution || !c.Status.Valid() {

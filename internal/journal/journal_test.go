@@ -96,7 +96,7 @@ func commit(t testing.TB, j *Journal, b *Batch) {
 
 func record(t testing.TB, j *Journal, o Outcome) {
 	t.Helper()
-	if err := j.Record(t.Context(), o); err != nil {
+	if _, err := j.Record(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -227,10 +227,10 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, "attempts", as, []Attempt{first, second})
-	if err := j.Record(t.Context(), Outcome{Execution: 1, Status: Pending}); !errors.Is(err, ErrFinal) {
+	if _, err := j.Record(t.Context(), Outcome{Execution: 1, Status: Pending}); !errors.Is(err, ErrFinal) {
 		t.Fatalf("record of a final execution: %v", err)
 	}
-	if err := j.Record(t.Context(), Outcome{Execution: 9, Status: Pending}); !errors.Is(err, ErrNotFound) {
+	if _, err := j.Record(t.Context(), Outcome{Execution: 9, Status: Pending}); !errors.Is(err, ErrNotFound) {
 		t.Fatalf("record of no execution: %v", err)
 	}
 	verify(t, j)
@@ -426,7 +426,7 @@ func TestGroupCommit(t *testing.T) {
 	for l := range lanes {
 		wg.Go(func() {
 			for i := range per {
-				err := j.Record(context.Background(), Outcome{Execution: uint64(i*lanes + l + 1), Attempt: &Attempt{Number: 1, OK: true}, Status: Succeeded})
+				_, err := j.Record(context.Background(), Outcome{Execution: uint64(i*lanes + l + 1), Attempt: &Attempt{Number: 1, OK: true}, Status: Succeeded})
 				if err != nil {
 					t.Error(err)
 				}
@@ -435,5 +435,51 @@ func TestGroupCommit(t *testing.T) {
 	}
 	wg.Wait()
 	want(t, "succeeded", j.Counts()[HandlerStatus{1, Succeeded}], int64(lanes*per))
+	verify(t, j)
+}
+
+// TestOnDead: the outcome that gives an execution up and the execution that tells of it
+// are one commit; the event goes along when its own bucket may expire before.
+func TestOnDead(t *testing.T) {
+	j := open(t, func(o *Options) { o.bucketIDs = 2 })
+	for n := 1; n <= 3; n++ {
+		b := j.NewBatch()
+		if err := b.AddEvent(sample(at(n, 1), "clients.update", "1"), []Planned{{Handler: 1}, {Handler: 2}}); err != nil {
+			t.Fatal(err)
+		}
+		b.SetPosition(position(n))
+		commit(t, j, b)
+	}
+	dead := func(id uint64, p *Planned) []Queued {
+		t.Helper()
+		q, err := j.Record(t.Context(), Outcome{Execution: id, Attempt: &Attempt{Number: 1, Uncounted: true}, Status: Dead, OnDead: p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q
+	}
+	q := dead(1, &Planned{Handler: 7, Priority: 4})
+	if len(q) != 1 || q[0].Handler != 7 || q[0].Execution != 7 {
+		t.Fatalf("%+v", q)
+	}
+	x := execution(t, j, 7)
+	if x.DeadOf != 1 || x.Event != at(1, 1) || x.Priority != 4 || x.Status != Pending || x.Lane != execution(t, j, 1).Lane || execution(t, j, 1).Uncounted != 1 {
+		t.Errorf("%+v", x)
+	}
+	if q := dead(2, &Planned{Handler: 7, Held: true}); len(q) != 0 || execution(t, j, 8).Status != Held {
+		t.Errorf("%+v", q)
+	}
+	if q := dead(3, nil); len(q) != 0 {
+		t.Errorf("%+v", q)
+	}
+	if q, err := j.Record(t.Context(), Outcome{Execution: 4, Attempt: &Attempt{Number: 1, OK: true}, Status: Succeeded, OnDead: &Planned{Handler: 7}}); err != nil || len(q) > 0 {
+		t.Errorf("%+v, %v", q, err)
+	}
+	if _, err := j.Event(x.Event); err != nil {
+		t.Error(err)
+	}
+	if got, err := j.Attempts(1); err != nil || len(got) != 1 || !got[0].Uncounted {
+		t.Errorf("%+v, %v", got, err)
+	}
 	verify(t, j)
 }

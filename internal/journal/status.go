@@ -173,6 +173,11 @@ func (e *edit) replay(id uint64) error {
 	if old.Status.Open() {
 		return fmt.Errorf("execution %d is %v; only a final one can be replayed", id, old.Status)
 	}
+	return e.again(&old, Execution{Handler: old.Handler, Priority: old.Priority, ReplayOf: old.ID, DeadOf: old.DeadOf, Status: Pending})
+}
+
+// again makes another execution of old's event, at the end of its lane.
+func (e *edit) again(old *Execution, x Execution) error {
 	// The new execution may outlive the bucket of its event, so it takes a copy
 	// along.
 	if bk := e.current(); e.j.buckets.Load().home(old.Event) != bk {
@@ -185,10 +190,7 @@ func (e *edit) replay(id uint64) error {
 			return err
 		}
 	}
-	x := Execution{
-		Event: old.Event, Type: old.Type, Object: old.Object, Lane: old.Lane,
-		Handler: old.Handler, Priority: old.Priority, ReplayOf: old.ID,
-		Status: Pending, Created: e.j.now(), CommitTime: old.CommitTime,
-	}
+	x.Event, x.Type, x.Object, x.Lane = old.Event, old.Type, old.Object, old.Lane
+	x.Created, x.CommitTime = e.j.now(), old.CommitTime
 	return e.create(&x)
 }

@@ -52,7 +52,7 @@ func serve(t *testing.T, change func(*Options)) *httptest.Server {
 		t.Fatal(err)
 	}
 	record := func(id uint64, s journal.Status, a *journal.Attempt) {
-		if err := j.Record(t.Context(), journal.Outcome{Execution: id, Status: s, Attempt: a}); err != nil {
+		if _, err := j.Record(t.Context(), journal.Outcome{Execution: id, Status: s, Attempt: a}); err != nil {
 			t.Fatal(err)
 		}
 	}
