@@ -47,15 +47,19 @@ func (d *Defaults) setDefaults() {
 		OnFailure: Continue,
 		Format:    FormatBillhook,
 		Capture:   64 << 10,
+
+		FailingAfter: 10 * time.Minute,
+		Breaker:      new(Breaker),
 	}
 	d.Retry.setDefaults()
+	d.Breaker.setDefaults()
 }
 
 func (r *Retry) setDefaults() {
 	*r = Retry{Attempts: 10, Initial: time.Second, Max: 15 * time.Minute, Factor: 2, Jitter: 0.2}
 }
 
-func (b *Breaker) setDefaults() { *b = Breaker{Failures: 10, Pause: 30 * time.Second} }
+func (b *Breaker) setDefaults() { *b = Breaker{Failures: 5, Pause: 10 * time.Second, Max: 5 * time.Minute} }
 
 // setDefaults is for a handler on its own, as the JSON Schema shows it; the loader
 // calls inherit.
@@ -78,6 +82,9 @@ func (h *Handler) inherit(d Defaults) {
 		Concurrency: d.Concurrency,
 		Rate:        d.Rate,
 		Capture:     d.Capture,
+		Collapse:    None,
+
+		FailingAfter: d.FailingAfter,
 	}
 	if d.Breaker != nil {
 		b := *d.Breaker

@@ -41,8 +41,11 @@ type Defaults struct {
 	Concurrency int `yaml:"concurrency,omitempty" jsonschema:"minimum=1,maximum=10000"`
 	// Rate bounds the attempts of one handler over time, such as 50/s, 600/m, 1000/h.
 	Rate Rate `yaml:"rate,omitempty"`
-	// Breaker pauses a handler whose attempts keep failing.
+	// Breaker rests a handler that is down, so that its executions wait and are not lost.
 	Breaker *Breaker `yaml:"breaker,omitempty"`
+	// FailingAfter is for how long attempts must have failed, and none succeeded, for a
+	// handler to be shown as failing.
+	FailingAfter time.Duration `yaml:"failing_after,omitempty"`
 	// Capture is how much of each request and response is kept for people to see.
 	Capture ByteSize `yaml:"capture,omitempty"`
 }
@@ -92,9 +95,20 @@ type Handler struct {
 	Concurrency int `yaml:"concurrency,omitempty" jsonschema:"minimum=1,maximum=10000"`
 	// Rate bounds the attempts over time, such as 50/s, 600/m, 1000/h.
 	Rate Rate `yaml:"rate,omitempty"`
-	// Breaker pauses the handler when its attempts keep failing. Its executions wait
-	// and lose no attempts.
+	// Breaker rests the handler when it is down. Its executions wait and lose no
+	// attempts.
 	Breaker *Breaker `yaml:"breaker,omitempty"`
+	// FailingAfter is for how long attempts must have failed, and none succeeded, for
+	// the handler to be shown as failing.
+	FailingAfter time.Duration `yaml:"failing_after,omitempty"`
+	// Collapse with latest makes only the newest of several executions that wait for
+	// one object, and skips the others: for a handler that wants to know how an object
+	// is, not all that happened to it.
+	Collapse Collapse `yaml:"collapse,omitempty" jsonschema:"enum=none,enum=latest"`
+	// OnDead is the id of a handler that is called with the event when an execution of
+	// this one is dead; what failed and why is in the payload as dead. That handler
+	// needs no events of its own.
+	OnDead int `yaml:"on_dead,omitempty" jsonschema:"minimum=1,maximum=2147483647"`
 	// Capture is how much of each request and response is kept for people to see.
 	Capture ByteSize `yaml:"capture,omitempty"`
 	// WriteBack lists the columns that an answer may change in the row. Empty means
@@ -156,6 +170,15 @@ const (
 	Stop     OnFailure = "stop"
 )
 
+// Collapse is what becomes of executions that a newer one of their object outdates.
+type Collapse string
+
+// What becomes of them.
+const (
+	None   Collapse = "none"
+	Latest Collapse = "latest"
+)
+
 // Format is the format of a payload.
 type Format string
 
@@ -189,13 +212,17 @@ type Retry struct {
 	MaxAge time.Duration `yaml:"max_age,omitempty"`
 }
 
-// Breaker pauses a handler whose attempts keep failing.
+// Breaker rests a handler that is down. While it rests, one attempt at a time finds out
+// whether it is back, and attempts that fail do not count.
 type Breaker struct {
-	// Failures is how many attempts must fail in a row. 0 turns a breaker of the
-	// defaults off.
-	Failures int `yaml:"failures" jsonschema:"minimum=0,maximum=1000000"`
-	// Pause is how long the handler rests before one attempt is let through.
+	// Failures is of how many executions attempts must fail in a row, none succeeding in
+	// between. 0 means that there is no breaker.
+	Failures int `yaml:"failures" jsonschema:"minimum=0,maximum=100000"`
+	// Pause is how long the handler rests before one attempt is let through. It doubles
+	// each time that one fails.
 	Pause time.Duration `yaml:"pause,omitempty"`
+	// Max is the longest pause, unless the receiver asks for a longer one.
+	Max time.Duration `yaml:"max,omitempty"`
 }
 
 // HTTP is a URL that events are posted to.

@@ -22,12 +22,15 @@ func (d *decoder) handlers(hs *Handlers, b *Billhook) {
 	if d.has("defaults") {
 		d.positive("defaults.timeout", hs.Defaults.Timeout, "10s")
 		d.positiveSize("defaults.capture", hs.Defaults.Capture)
-		if br := hs.Defaults.Breaker; br != nil {
-			d.positive("defaults.breaker.pause", br.Pause, "30s")
-		}
+		d.positive("defaults.failing_after", hs.Defaults.FailingAfter, "10m")
+		d.breaker("defaults.breaker", hs.Defaults.Breaker)
 	}
 	types := b.EventTypes()
 	ids := map[int]string{}
+	told := map[int]bool{}
+	for i := range hs.Handlers {
+		told[hs.Handlers[i].OnDead] = true
+	}
 	for i := range hs.Handlers {
 		h, at := &hs.Handlers[i], item("handlers", i)
 		if d.failed[at] {
@@ -43,16 +46,14 @@ func (d *decoder) handlers(hs *Handlers, b *Billhook) {
 		if d.has(at+".name") && strings.TrimSpace(h.Name) == "" {
 			d.fail(at+".name", "it is empty", "say in a few words what the handler does")
 		}
-		d.handlerEvents(at, h, types, b)
+		d.handlerEvents(at, h, types, b, h.ID > 0 && told[h.ID])
 		d.payload(at, h)
 		d.positive(at+".timeout", h.Timeout, "10s")
 		d.positiveSize(at+".capture", h.Capture)
 		d.retry(at+".retry", &h.Retry)
-		if h.Breaker != nil {
-			d.positive(at+".breaker.pause", h.Breaker.Pause, "30s")
-			if h.Breaker.Failures == 0 {
-				h.Breaker = nil
-			}
+		d.positive(at+".failing_after", h.FailingAfter, "10m")
+		if d.breaker(at+".breaker", h.Breaker); h.Breaker != nil && h.Breaker.Failures == 0 {
+			h.Breaker = nil
 		}
 		d.columns(at+".write_back", h.WriteBack)
 
@@ -68,10 +69,40 @@ func (d *decoder) handlers(hs *Handlers, b *Billhook) {
 			h.setConcurrency()
 		}
 	}
+	for i := range hs.Handlers {
+		h, field := &hs.Handlers[i], item("handlers", i)+".on_dead"
+		if h.OnDead <= 0 || d.failed[field] || d.failed[item("handlers", i)] {
+			continue
+		}
+		j := slices.IndexFunc(hs.Handlers, func(o Handler) bool { return o.ID == h.OnDead })
+		switch {
+		case h.OnDead == h.ID:
+			d.fail(field, "it is the handler itself", "name another one: this one has just failed")
+		case j < 0:
+			d.fail(field, fmt.Sprintf("there is no handler with the id %d", h.OnDead), "give the id of the handler that is to be told")
+		case hs.Handlers[j].Status == Archived:
+			d.fail(field, fmt.Sprintf("handler %d is archived", h.OnDead), "name one that is not")
+		}
+	}
+}
+
+func (d *decoder) breaker(at string, b *Breaker) {
+	if b == nil {
+		return
+	}
+	d.positive(at+".pause", b.Pause, "10s")
+	d.positive(at+".max", b.Max, "5m")
+	if d.has(at+".max") && b.Pause > b.Max && b.Max > 0 {
+		d.fail(at+".max", fmt.Sprintf("it is less than the pause, %v", b.Pause), "give at least as much")
+	}
 }
 
 // handlerEvents resolves event and events into canonical names in Events.
-func (d *decoder) handlerEvents(at string, h *Handler, types []EventType, b *Billhook) {
+// A handler that others name in on_dead need not have any.
+func (d *decoder) handlerEvents(at string, h *Handler, types []EventType, b *Billhook, told bool) {
+	if told && !d.has(at+".event") && !d.has(at+".events") {
+		return
+	}
 	if !d.one(at, "add event: clients.create, say, or a list as events", "event", "events") {
 		return
 	}

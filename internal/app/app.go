@@ -252,7 +252,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	a.metrics.reloaded(nil)
 
 	a.web = web.New(web.Options{
-		Journal: a.journal, Handlers: func() []web.Handler { return *a.shown.Load() },
+		Journal: a.journal, Handlers: a.faring,
 		Status: a.status, Backfills: a.backfills,
 		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})

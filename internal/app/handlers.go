@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/billhook/billhook/config"
 	"github.com/billhook/billhook/internal/backoff"
@@ -78,6 +79,7 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomi
 	at := func(field string) config.Pos { return h.At(c.Pos.Field + "." + field) }
 	d := &dispatch.Handler{
 		ID: c.ID, Name: c.Name, Kind: c.Kind(), Events: slices.Clone(c.Events), Priority: c.Priority,
+		OnDead: c.OnDead, Latest: c.Collapse == config.Latest, FailingAfter: c.FailingAfter,
 		Aside: !c.Blocking, Timeout: c.Timeout, MaxAge: c.Retry.MaxAge, Concurrency: c.Concurrency,
 		Backoff: backoff.Schedule{
 			Initial: c.Retry.Initial, Max: c.Retry.Max, Factor: c.Retry.Factor, Jitter: c.Retry.Jitter,
@@ -97,7 +99,7 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomi
 		d.Rate = float64(c.Rate.Count) / c.Rate.Per.Seconds()
 	}
 	if c.Breaker != nil {
-		p.unsupported(at("breaker"), "a circuit breaker")
+		d.Breaker = dispatch.Breaker{Failures: c.Breaker.Failures, Pause: c.Breaker.Pause, Max: c.Breaker.Max}
 	}
 	if len(c.WriteBack) > 0 {
 		p.unsupported(at("write_back"), "writing back")
@@ -264,6 +266,30 @@ func shown(h *config.Handlers) []web.Handler {
 	}
 	slices.SortFunc(out, func(a, b web.Handler) int { return a.ID - b.ID })
 	return out
+}
+
+// faring is the handlers in force with how they fare.
+func (a *App) faring() []web.Handler {
+	rows := slices.Clone(*a.shown.Load())
+	health := a.dispatcher.Health()
+	moment := func(t time.Time) *time.Time {
+		if t.IsZero() {
+			return nil
+		}
+		t = t.UTC()
+		return &t
+	}
+	for i := range rows {
+		h, ok := health[rows[i].ID]
+		if !ok {
+			continue
+		}
+		rows[i].Health = &web.Health{
+			Failing: h.Failing, FailingSince: moment(h.FailingSince), LastSuccess: moment(h.LastSuccess),
+			LastFailure: moment(h.LastFailure), LastError: h.LastError, RestingUntil: moment(h.OpenUntil),
+		}
+	}
+	return rows
 }
 
 func targetOf(c *config.Handler) string {

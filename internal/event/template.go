@@ -79,6 +79,9 @@ func Template(text, contentType string, place func(line, column int) string) (Fo
 		if doc["unchanged"] == nil {
 			doc["unchanged"] = []any{}
 		}
+		if doc["dead"] == nil {
+			doc["dead"] = nil // it may be asked for
+		}
 		out := bounded{left: maxTemplate}
 		if err := t.Execute(&out, doc); err != nil {
 			return fail(templateError(err))

@@ -16,8 +16,12 @@ var pageText string
 var styleText []byte
 
 var page = template.Must(template.New("page").Funcs(template.FuncMap{
-	"ago": func(t time.Time) string {
-		if t.IsZero() {
+	"ago": func(at any) string {
+		t, ok := at.(time.Time)
+		if p, isPointer := at.(*time.Time); isPointer && p != nil {
+			t, ok = *p, true
+		}
+		if !ok || t.IsZero() {
 			return ""
 		}
 		return t.UTC().Format("2006-01-02 15:04:05.000")

@@ -51,6 +51,20 @@ type Handler struct {
 	Status   string   `json:"status"` // "enabled", "disabled", "archived"
 	Kind     string   `json:"kind"`   // "http", "script", "plugin"
 	Target   string   `json:"target"` // URL without credentials, or path
+	Health   *Health  `json:"health,omitempty"`
+}
+
+// Health is how a handler fares since the start of the process.
+type Health struct {
+	Failing bool `json:"failing"` // for failing_after nothing has succeeded
+	// FailingSince is when the first attempt failed after the last that succeeded.
+	FailingSince *time.Time `json:"failing_since,omitempty"`
+	LastSuccess  *time.Time `json:"last_success,omitempty"`
+	LastFailure  *time.Time `json:"last_failure,omitempty"`
+	LastError    string     `json:"last_error,omitempty"`
+	// RestingUntil is when its open breaker lets the next attempt through; nil: it is
+	// not open.
+	RestingUntil *time.Time `json:"resting_until,omitempty"`
 }
 
 // Check is one condition of being ready.
