@@ -170,8 +170,9 @@ func (a *attempt) judge(res handler.Result, resp *nethttp.Response) (handler.Res
 
 	encoding := resp.Header.Get("Content-Encoding") // the transport removes what it decoded
 	isJSON := isJSON(resp.Header.Get("Content-Type"))
+	var answer exchange.Answer
 	if isJSON && readErr == nil && size > 0 {
-		answer, err := exchange.Answer{}, error(nil)
+		var err error
 		switch {
 		case size > int64(len(body)):
 			err = fmt.Errorf("it is longer than %d bytes", exchange.MaxAnswer)
@@ -224,7 +225,11 @@ func (a *attempt) judge(res handler.Result, resp *nethttp.Response) (handler.Res
 	if class == exchange.Permanent {
 		return res, handler.Permanent(err)
 	}
-	if delay, ok := retryAfter(resp.Header, time.Now()); ok {
+	delay, ok := retryAfter(resp.Header, time.Now())
+	if !ok && answer.RetryAfter > 0 {
+		delay, ok = answer.RetryAfter, true
+	}
+	if ok {
 		if delay > h.retryAfterMax {
 			note("retry-after asks for %s, which is cut to %s", delay, h.retryAfterMax)
 			delay = h.retryAfterMax

@@ -269,13 +269,21 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 func TestRetryAfterIsClamped(t *testing.T) {
 	for _, tc := range []struct {
 		value string
+		body  string // a JSON answer
 		want  time.Duration
 	}{
-		{"30", 30 * time.Second},
-		{"86400", time.Minute},
-		{time.Now().Add(24 * time.Hour).UTC().Format(nethttp.TimeFormat), time.Minute},
+		{"30", "", 30 * time.Second},
+		{"30", `{"retry_after": 20}`, 30 * time.Second},
+		{"", `{"retry_after": "20s"}`, 20 * time.Second},
+		{"", `{"retry_after": "2h"}`, time.Minute},
+		{"86400", "", time.Minute},
+		{time.Now().Add(24 * time.Hour).UTC().Format(nethttp.TimeFormat), "", time.Minute},
 	} {
-		srv := answer(t, 503, nethttp.Header{"Retry-After": {tc.value}}, "")
+		headers := nethttp.Header{"Content-Type": {"application/json"}}
+		if tc.value != "" {
+			headers.Set("Retry-After", tc.value)
+		}
+		srv := answer(t, 503, headers, tc.body)
 		res, err := handle(t, http.Options{URL: srv.URL, RetryAfterMax: time.Minute})
 		if d, ok := handler.RetryDelay(err); !ok || d != tc.want {
 			t.Errorf("Retry-After %s gives %s, %t, want %s", tc.value, d, ok, tc.want)
