@@ -16,6 +16,8 @@ VERSION ?=
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
 FUZZTIME ?= 20s
+# How long make soak goes on
+SOAK_FOR ?= 1h
 
 .PHONY: help
 help: ## Print this list
@@ -50,6 +52,10 @@ nightly: deps ## Run the random tests for long: models against Billhook, under k
 	$(GO) test -count=1 -timeout 90m -run '^TestSpill$$' -seeds 5000 ./internal/billing
 	$(GO) test -race -count=1 -timeout 90m -run '^TestModel' -seeds 300 ./internal/dispatch
 	$(GO) test -race -count=1 -timeout 90m -run '^TestFlippedBytes$$' -flips 150 ./internal/journal
+
+.PHONY: soak
+soak: deps ## Have everything around Billhook fail under traffic, and count (SOAK_FOR=1h)
+	BILLHOOK_SOAK_FOR=$(SOAK_FOR) $(GO) test -count=1 -timeout 0 -run '^TestSoak$$' -v ./internal/e2e
 
 .PHONY: lint
 lint: ## Check format, vet, staticcheck

@@ -102,7 +102,7 @@ func maskSteps() []string {
 // echoHandlers tells every event in every format to those who fail and echo what
 // they got, by HTTP and by script.
 const echoHandlers = `version: 1
-defaults: {retry: {attempts: 2, initial: 10ms, max: 20ms}}
+defaults: {retry: {attempts: 2, initial: 10ms, max: 20ms}, breaker: {failures: 0}}
 handlers:
   - {id: 1, name: a, event: "*", http: {url: "$URL/500"}}
   - {id: 2, name: b, event: "*", format: provisioning, http: {url: "$URL/400"}}

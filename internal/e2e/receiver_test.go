@@ -97,12 +97,20 @@ type receiver struct {
 	url string
 
 	failing atomic.Int32 // per cent of requests that are refused: some answered 503, some cut off
+	mode    atomic.Int32 // answering, hanging or nonsense
 	slow    atomic.Int64 // how long an answer may take, as a time.Duration; each takes a random part of it
 
 	address string
 	server  *http.Server
 	done    chan error
 }
+
+// What a receiver does that gets a request.
+const (
+	answering int32 = iota
+	hanging         // says nothing until the other end gives up
+	nonsense        // says what is no HTTP
+)
 
 func newReceiver(t testing.TB) *receiver {
 	t.Helper()
@@ -159,7 +167,8 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		err = fmt.Errorf("webhook-id is %q, the payload says %q", id, a.id)
 	}
 	refuse := rand.Int32N(100) < r.failing.Load()
-	a.accepted = !refuse
+	mode := r.mode.Load()
+	a.accepted = !refuse && mode == answering
 	r.add(a, err) // before the answer: what is answered for has been kept
 	if d := r.slow.Load(); d > 0 {
 		timer := time.NewTimer(time.Duration(rand.Int64N(d)))
@@ -170,6 +179,15 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 	}
 	switch {
+	case mode == hanging:
+		<-req.Context().Done()
+	case mode == nonsense:
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		_, _ = c.Write([]byte("\x00\xffSMTP/7 999999 what?\r\n\r\n")) // to one who may have gone
+		_ = c.Close()
 	case !refuse:
 		w.WriteHeader(http.StatusNoContent)
 	case rand.IntN(2) == 0:
