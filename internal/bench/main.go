@@ -58,10 +58,11 @@ type bench struct {
 	changes, clients, runs int
 	only, profile          string
 
-	dir    string // of the binary, the journals and the configuration
-	binary string
-	c      *cluster.Cluster
-	conn   *pgx.Conn
+	dir      string // of the binary, the journals and the configuration
+	handlers string // name of handlers.yaml there
+	binary   string
+	c        *cluster.Cluster
+	conn     *pgx.Conn
 }
 
 // result is one drain.
@@ -181,7 +182,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer b.conn.Close(context.WithoutCancel(ctx))
-	if err := b.sql(ctx, schema); err != nil {
+	if err := b.sql(ctx, schema+deliverSQL); err != nil {
 		return err
 	}
 	if _, err := b.conn.Exec(ctx, fill, b.clients); err != nil {
@@ -203,6 +204,17 @@ func (b *bench) run(ctx context.Context) (err error) {
 		}
 		fmt.Println()
 	}
+	for _, part := range []struct {
+		name string
+		run  func(context.Context, *tabwriter.Writer) error
+	}{{"deliveries", b.deliveries}, {"latency", b.latency}, {"pending", b.backlog}} {
+		if !strings.Contains(part.name, b.only) {
+			continue
+		}
+		if err := part.run(ctx, table); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+	}
 	return nil
 }
 
@@ -220,6 +232,7 @@ func (b *bench) workload(ctx context.Context, w workload, table io.Writer) error
 	}
 	// Attach first, so that memory is filled before the backlog, as it would be.
 	journal := filepath.Join(b.dir, "attached")
+	b.handlers = "handlers.yaml"
 	p, err := b.start(ctx, journal, false)
 	if err != nil {
 		return err
@@ -382,7 +395,7 @@ func (b *bench) start(ctx context.Context, journal string, profiled bool) (*proc
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, b.binary, "run", "--config", filepath.Join(b.dir, "billhook.yaml"), "--handlers", filepath.Join(b.dir, "handlers.yaml"))
+	cmd := exec.CommandContext(ctx, b.binary, "run", "--config", filepath.Join(b.dir, "billhook.yaml"), "--handlers", filepath.Join(b.dir, b.handlers))
 	cmd.Env = append(os.Environ(), "BENCH_DSN="+b.c.SuperuserURL("postgres"), "BENCH_JOURNAL="+journal, "BENCH_LISTEN="+listen)
 	if profiled && b.profile != "" {
 		cmd.Env = append(cmd.Env, "BILLHOOK_CPU_PROFILE="+filepath.Join(b.profile, fmt.Sprintf("cpu-%d.prof", time.Now().Unix())))

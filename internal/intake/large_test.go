@@ -189,13 +189,18 @@ func TestLargeWithoutRoom(t *testing.T) {
 	disk.free.Store(1 << 40)
 	dir := t.TempDir() + "/j"
 	f := &flow{t: t, db: db, mapping: clients(t)}
+	var full atomic.Bool
+	f.gate = func(context.Context, *replication.Session) {
+		if testutil.ToFloat64(f.intake.metrics.parts) > 0 && full.CompareAndSwap(false, true) {
+			disk.free.Store(0)
+		}
+	}
 	f.start(journal.Options{Path: dir, FS: disk}, withPieces, func(o *Options) { o.Retry = 10 * time.Millisecond })
 	if err := f.fill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	f.settle()
-	disk.free.Store(0)
-	db.Exec(t, "INSERT INTO clients SELECT i, repeat('name ', 20) || i, 1 FROM generate_series(1, 20000) i")
+	db.Exec(t, "INSERT INTO clients SELECT i, repeat('name ', 200) || i, 1 FROM generate_series(1, 20000) i")
 	poll(t, "intake to stand still", func() bool { return f.intake.Blocked() != "" })
 	if n := testutil.ToFloat64(f.intake.metrics.open); n == 0 || n >= 20_000 {
 		t.Errorf("it stands still after %v changes", n)
