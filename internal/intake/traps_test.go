@@ -770,8 +770,10 @@ func TestFootprint(t *testing.T) {
 		kinds[strings.TrimSpace(what)]++
 	}
 	// 20000 clients and 6000 accounts in chunks of 5000, each with one mark; each stop
-	// may come before the last one's progress is durable, and then it is read again.
-	if n := kinds["mark"]; n < 5+2 || n > 5+2+2 || kinds["test"] == 0 {
+	// may come before the last one's progress is durable, and then it is read again. A
+	// chunk of a backfill has two, and so has each turn that reads again what the
+	// application has touched meanwhile: a few on a busy machine.
+	if n := kinds["mark"]; n < 5+2 || n > 5+2+2+2*4 || kinds["test"] == 0 {
 		t.Errorf("transactions by what they did: %v", kinds)
 	}
 	if kinds[""] != 3 { // publication made, extended, dropped
