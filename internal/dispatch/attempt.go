@@ -24,6 +24,9 @@ const (
 	// latestPage is how many executions after one are looked through for a newer one
 	// of its object.
 	latestPage = 256
+	// recordingPerWorker is how many outcomes may be on their way to the disk for each
+	// attempt that may be made at a time.
+	recordingPerWorker = 8
 	// maxError bounds the text of an error in the journal, in bytes.
 	maxError = 4096
 )
@@ -33,7 +36,11 @@ func (d *Dispatcher) work() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for {
-		l, g := d.take()
+		var l *line
+		var g *gate
+		if d.workers <= d.maxWorkers {
+			l, g = d.take()
+		}
 		if l == nil {
 			d.workers--
 			return
@@ -82,7 +89,15 @@ func (d *Dispatcher) step(l *line, g *gate) {
 	d.attempt(g, l, x)
 
 	d.mu.Lock()
+	// While the outcome is on its way to the disk another makes an attempt, so that
+	// many outcomes share a sync.
+	recording := !x.interrupted && d.recording < recordingPerWorker*d.maxWorkers
+	if recording {
+		d.recording++
+		d.workers--
+	}
 	d.leave(g)
+	d.kick()
 	mustClose := c.unuse()
 	if x.interrupted {
 		// Its line stays busy: nothing may pass it any more. The rest is for the
@@ -95,6 +110,12 @@ func (d *Dispatcher) step(l *line, g *gate) {
 		d.log.Debug("attempt interrupted", "event", e.event, "handler", c.ID, "execution", e.id, "attempt", e.attempts+1)
 	} else {
 		d.finish(l, g, x)
+	}
+	if recording {
+		d.mu.Lock()
+		d.recording--
+		d.workers++ // one too many ends by itself
+		d.mu.Unlock()
 	}
 	if mustClose {
 		d.closeCall(c)

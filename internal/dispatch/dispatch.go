@@ -33,8 +33,9 @@ type Options struct {
 	Store      Store
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
-	// Workers is how many executions are under way at a time, over all handlers;
-	// 0: DefaultWorkers. One that waits for its turn or its time is not under way.
+	// Workers is how many attempts are made at a time, over all handlers; 0:
+	// DefaultWorkers. An execution that waits for its turn, its time or the disk makes
+	// none.
 	Workers int
 	// Grace is how long running attempts may go on when Run's context has ended,
 	// before theirs is cancelled; 0: DefaultGrace.
@@ -69,8 +70,10 @@ type Dispatcher struct {
 	scanned  bool // every lane with something older than newest is in lanes
 	trouble  int  // workers whose outcome the store would not take
 	workers  int
-	windows  int    // lines that have one
-	gen      uint64 // grows when the store's statuses were changed in bulk
+	// recording are those beside them that only wait for an outcome to be durable.
+	recording int
+	windows   int    // lines that have one
+	gen       uint64 // grows when the store's statuses were changed in bulk
 
 	lanes                map[string]*lane
 	gates                map[int]*gate // by handler id
