@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -184,6 +185,7 @@ func (d *Dispatcher) attempt(g *gate, l *line, x *execution) {
 		return
 	}
 	a.Code, a.Request, a.Response = x.result.Code, x.result.Request, x.result.Response
+	a.SentPayload = x.err == nil && x.deadOf == 0 && len(a.Request.Body) > 0 && bytes.Equal(a.Request.Body, x.event.AppendPayload(make([]byte, 0, len(a.Request.Body))))
 	if x.err == nil {
 		a.Uncounted = !d.judge(g, x, err)
 	}

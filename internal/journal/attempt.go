@@ -3,6 +3,7 @@ package journal
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/billhook/billhook/internal/handler"
@@ -16,11 +17,14 @@ type Attempt struct {
 	OK        bool
 	Permanent bool // failed in a way that trying again will not cure
 	Uncounted bool // the handler's limit does not count it
-	Error     string
-	Reason    handler.Reason
-	Code      int // HTTP status, exit code, gRPC code; -1: none
-	Request   handler.Exchange
-	Response  handler.Exchange
+	// SentPayload: Request.Body is the event's payload, as Event.AppendPayload writes
+	// it. It is not kept a second time, but written again when the attempt is read.
+	SentPayload bool
+	Error       string
+	Reason      handler.Reason
+	Code        int // HTTP status, exit code, gRPC code; -1: none
+	Request     handler.Exchange
+	Response    handler.Exchange
 }
 
 // Outcome is what became of an execution.
@@ -68,8 +72,33 @@ func (j *Journal) Attempts(id uint64) ([]Attempt, error) {
 		list = append(list, a)
 		return err
 	})
+	if err == nil && slices.ContainsFunc(list, func(a Attempt) bool { return a.SentPayload }) {
+		err = j.fillPayload(id, list)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attempts of execution %d: %w", id, err)
 	}
 	return list, nil
+}
+
+// fillPayload gives the attempts of an execution the bodies that were not kept.
+func (j *Journal) fillPayload(id uint64, list []Attempt) error {
+	_, x, err := j.execution(j.db, id)
+	if err != nil {
+		return err
+	}
+	v, err := j.eventRow(j.db, x.Event)
+	if err != nil {
+		return err
+	}
+	e, err := decodeEvent(x.Event, v)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		if list[i].SentPayload {
+			list[i].Request.Body = e.AppendPayload(nil)
+		}
+	}
+	return nil
 }

@@ -279,13 +279,27 @@ func appendAttempt(b []byte, a *Attempt) []byte {
 	b = binary.AppendVarint(b, int64(a.Code))
 	b = appendString(b, a.Reason)
 	b = appendString(b, a.Error)
-	b = appendExchange(b, &a.Request)
-	b = appendExchange(b, &a.Response)
+	sent := a.Request
+	var flags byte
 	if a.Uncounted {
-		b = appendBool(b, true)
+		flags |= attemptUncounted
+	}
+	if a.SentPayload {
+		flags |= attemptPayload
+		sent.Body = nil
+	}
+	b = appendExchange(b, &sent)
+	b = appendExchange(b, &a.Response)
+	if flags != 0 {
+		b = append(b, flags)
 	}
 	return b
 }
+
+const (
+	attemptUncounted = 1 << iota
+	attemptPayload
+)
 
 func appendExchange(b []byte, x *handler.Exchange) []byte {
 	b = binary.AppendUvarint(b, uint64(len(x.Head)))
@@ -311,7 +325,8 @@ func decodeAttempt(number int, value []byte) (Attempt, error) {
 		Response:  c.exchange(),
 	}
 	if c.more() {
-		a.Uncounted = c.bool()
+		flags := c.byte()
+		a.Uncounted, a.SentPayload = flags&attemptUncounted != 0, flags&attemptPayload != 0
 	}
 	if err := c.done(); err != nil {
 		return Attempt{}, fmt.Errorf("attempt %d: %w", number, err)

@@ -140,7 +140,7 @@ func TestCodecRoundTrip(t *testing.T) {
 			Priority: s.Priority, Attempts: s.Attempts, LastCode: s.Code, LastDuration: s.Duration, ReplayOf: s.Replay,
 			Uncounted: s.Handler & 1, DeadOf: s.Replay * uint64(s.Handler&1),
 		}
-		a := Attempt{Duration: s.Duration, OK: s.Code > 0, Permanent: s.Code&1 == 1, Uncounted: s.Code&2 == 2, Error: s.Error, Code: s.Code}
+		a := Attempt{Duration: s.Duration, OK: s.Code > 0, Permanent: s.Code&1 == 1, Uncounted: s.Code&2 == 2, SentPayload: s.Body == nil, Error: s.Error, Code: s.Code}
 		a.Request.Head, a.Request.Body, a.Request.Truncated = s.Head, s.Body, s.Truncated
 		a.Response.Body = s.Data
 		p := Position{SystemID: s.Type, Timeline: s.ID.Generation, Generation: s.ID.Ordinal, Slot: s.Object, Publication: s.Lane, CommitLSN: s.ID.CommitLSN}

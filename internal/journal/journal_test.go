@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -480,6 +481,46 @@ func TestOnDead(t *testing.T) {
 	}
 	if got, err := j.Attempts(1); err != nil || len(got) != 1 || !got[0].Uncounted {
 		t.Errorf("%+v, %v", got, err)
+	}
+	verify(t, j)
+}
+
+// TestSentPayload: a body that is the event's payload is not kept twice, and reads as if
+// it were.
+func TestSentPayload(t *testing.T) {
+	j := open(t, nil)
+	b := j.NewBatch()
+	e := sample(at(1, 1), "clients.update", "1")
+	if err := b.AddEvent(e, []Planned{{Handler: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	b.SetPosition(position(1))
+	commit(t, j, b)
+	body := e.AppendPayload(nil)
+	for n, a := range []Attempt{{SentPayload: true}, {}, {SentPayload: true, Uncounted: true}} {
+		a.Number, a.Start, a.Request.Head, a.Request.Body = n+1, epoch, []string{"POST /"}, body
+		if n == 1 {
+			a.Request.Body = []byte("another")
+		}
+		record(t, j, Outcome{Execution: 1, Attempt: &a, Status: Pending})
+	}
+	list, err := j.Attempts(1)
+	if err != nil || len(list) != 3 {
+		t.Fatal(list, err)
+	}
+	for n, want := range []string{string(body), "another", string(body)} {
+		if got := string(list[n].Request.Body); got != want || list[n].Request.Head[0] != "POST /" {
+			t.Errorf("attempt %d: %q, want %q", n+1, got, want)
+		}
+	}
+	found := 0
+	if err := scan(j.db, []byte{'L'}, func(_, v []byte) error {
+		if bytes.Contains(v, body) {
+			found++
+		}
+		return nil
+	}); err != nil || found > 0 {
+		t.Errorf("the payload is kept in %d values, %v", found, err)
 	}
 	verify(t, j)
 }
