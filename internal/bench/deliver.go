@@ -345,6 +345,11 @@ func (b *bench) latency(ctx context.Context, table *tabwriter.Writer) error {
 	if err := p.ready(ctx); err != nil {
 		return errors.Join(err, p.stop())
 	}
+	// What the loop was told of comes first.
+	for before := int64(-1); before != s.n.Load(); {
+		before = s.n.Load()
+		time.Sleep(time.Second)
+	}
 	ours, err := trickle()
 	if err = errors.Join(err, p.stop()); err != nil {
 		return fmt.Errorf("billhook: %w", err)
