@@ -700,8 +700,13 @@ func TestSplitKey(t *testing.T) {
 		parts []string
 		n     int
 	}{
-		{[]string{"4711"}, 1}, {[]string{`a,b\c`}, 1}, {[]string{""}, 1},
-		{[]string{"a", "b"}, 2}, {[]string{"", ""}, 2}, {[]string{`a,b`, `\`, `,\,`}, 3}, {[]string{"ä,ö", "x"}, 2},
+		{[]string{"4711"}, 1},
+		{[]string{`a,b\c`}, 1},
+		{[]string{""}, 1},
+		{[]string{"a", "b"}, 2},
+		{[]string{"", ""}, 2},
+		{[]string{`a,b`, `\`, `,\,`}, 3},
+		{[]string{"ä,ö", "x"}, 2},
 	} {
 		got, ok := SplitKey(JoinKey(c.parts), c.n)
 		if !ok || !slices.Equal(got, c.parts) {
