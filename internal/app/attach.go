@@ -32,7 +32,7 @@ func (a *App) attach(ctx context.Context, attached bool) error {
 	case err == nil:
 		// Later, what the mapping misses rests until it is there again, so that a
 		// column that was dropped does not keep the rest from going on.
-		err := disagreements(a.loaded.Config, a.loaded.Mapping, source)
+		err := disagreements(a.loaded.Config, a.loaded.Mapping, source, a.writes.needs(a.loaded.Handlers)...)
 		if err != nil && !attached {
 			return err
 		}
@@ -121,6 +121,7 @@ type need struct {
 	number bool // it is compared as an amount
 	one    bool // only one of the tables may have it
 	time   bool // it must hold a date or time
+	write  bool // answers of handlers are written into it
 }
 
 // needs lists every column that the mapping names, with its place in the file.
@@ -240,8 +241,9 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 }
 
 // disagreements compares the mapping with the database: tables and columns that
-// are not there, that are not published, or that the role may not read.
-func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) error {
+// are not there, that are not published, or that the role may not read. more are needs
+// of handlers.
+func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source, more ...need) error {
 	p := &problems{}
 	find := func(t billing.Table) (catalog.Table, bool) {
 		i := slices.IndexFunc(s.Tables, func(c catalog.Table) bool { return c.Schema == t.Schema && c.Table == t.Name })
@@ -276,7 +278,7 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 			table(at+".custom_fields.table", e.CustomFields.Table, nil)
 		}
 	}
-	for _, n := range needs(b, m) {
+	for _, n := range append(needs(b, m), more...) {
 		var here []catalog.Table
 		for _, t := range n.tables {
 			if found, ok := find(t); ok {
@@ -296,6 +298,15 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 		if i >= 0 && n.time {
 			if c, _ := here[i].Column(n.column); !c.Time() {
 				p.add(n.at, fmt.Sprintf("column %q of table %s is of type %s, which is no time", n.column, here[i].Name, c.Type), "name a column of type date, timestamp or timestamp with time zone")
+			}
+		}
+		if i >= 0 && n.write {
+			switch c, _ := here[i].Column(n.column); {
+			case c.Generated != "":
+				p.add(n.at, fmt.Sprintf("column %q of table %s is generated: nobody can write it", n.column, here[i].Name), "remove it")
+			case !c.Update:
+				p.add(n.at, fmt.Sprintf("role %q may not update column %q of table %s", s.Role, n.column, here[i].Name),
+					fmt.Sprintf("run: GRANT UPDATE (%s) ON %s TO %s", sqlName(n.column), here[i].SQL(), sqlName(s.Role)))
 			}
 		}
 		switch {

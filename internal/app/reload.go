@@ -101,7 +101,7 @@ func (a *App) reloadHandlers() {
 	h, err := config.LoadHandlers(a.loaded.Options.HandlersPath, a.loaded.Options.Env, a.loaded.Config)
 	if err == nil {
 		var d map[int]defined
-		d, made, buildErr := build(h, a.defined, columnsOf(a.loaded.Mapping), a.loaded.Options)
+		d, made, buildErr := build(h, a.defined, columnsOf(a.loaded.Mapping), a.writes, a.loaded.Options)
 		if err = buildErr; err == nil {
 			before := *a.shown.Load()
 			unchanged := 0

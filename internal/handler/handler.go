@@ -76,8 +76,8 @@ type Exchange struct {
 
 // Answer is the part of a JSON answer that Billhook obeys.
 type Answer struct {
-	Stop   bool            `json:"stop,omitempty"` // skip the rest of the event's chain
-	Reason string          `json:"reason,omitempty"`
+	Stop   bool   `json:"stop,omitempty"` // skip the rest of the event's chain
+	Reason string `json:"reason,omitempty"`
 	// Data is an object of columns to write back into the event's row, or nil. It is
 	// obeyed when the attempt is a success, and only for columns that the operator has
 	// named.
