@@ -245,18 +245,11 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 // of handlers.
 func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source, more ...need) error {
 	p := &problems{}
-	find := func(t billing.Table) (catalog.Table, bool) {
-		i := slices.IndexFunc(s.Tables, func(c catalog.Table) bool { return c.Schema == t.Schema && c.Table == t.Name })
-		if i < 0 {
-			return catalog.Table{}, false
-		}
-		return s.Tables[i], true
-	}
 	table := func(at string, t *billing.Table, exclude []string) {
 		if t == nil {
 			return
 		}
-		found, ok := find(*t)
+		found, ok := findTable(s, *t)
 		if !ok {
 			p.add(b.At(at), fmt.Sprintf("there is no table %s in database %q", t, s.Database), "correct the name, or let source.dsn name the right database")
 			return
@@ -278,10 +271,25 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source, mor
 			table(at+".custom_fields.table", e.CustomFields.Table, nil)
 		}
 	}
-	for _, n := range append(needs(b, m), more...) {
+	p.lacking(append(needs(b, m), more...), s)
+	return p.err()
+}
+
+func findTable(s snapshot.Source, t billing.Table) (catalog.Table, bool) {
+	i := slices.IndexFunc(s.Tables, func(c catalog.Table) bool { return c.Schema == t.Schema && c.Table == t.Name })
+	if i < 0 {
+		return catalog.Table{}, false
+	}
+	return s.Tables[i], true
+}
+
+// lacking reports the needs that a database does not meet. It is silent about those
+// whose tables are not there.
+func (p *problems) lacking(list []need, s snapshot.Source) {
+	for _, n := range list {
 		var here []catalog.Table
 		for _, t := range n.tables {
-			if found, ok := find(t); ok {
+			if found, ok := findTable(s, t); ok {
 				here = append(here, found)
 			}
 		}
@@ -320,7 +328,6 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source, mor
 				"let its owner add the column to the publication's column list")
 		}
 	}
-	return p.err()
 }
 
 // readable reports whether the role may read every column that is not excluded.

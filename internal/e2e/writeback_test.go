@@ -279,6 +279,23 @@ handlers:
 	row(12, "blocked -1 1")
 	noted(1, 12, "write-back applied: status")
 
+	t.Log("a reload that names columns which may not be written, and one that does not")
+	good, err := os.ReadFile(in.handlers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ columns, log string }{
+		{"status, name", `may not update column \"name\"`}, {"status, nosuch", `has no column \"nosuch\"`}, {"status", `msg="handlers reloaded"`},
+	} {
+		write(t, in.handlers, strings.Replace(string(good), "[status, meta]", "["+c.columns+"]", 1))
+		eventually(t, 20*time.Second, func() string {
+			if b, err := os.ReadFile(in.log); err != nil || !strings.Contains(string(b), c.log) {
+				return fmt.Sprintf("with %s the log does not say %s, %v", c.columns, c.log, err)
+			}
+			return ""
+		})
+	}
+
 	t.Log("killed after the commit and before the outcome is recorded")
 	const id = 13
 	began, release := make(chan struct{}), make(chan struct{})
