@@ -111,8 +111,9 @@ type Handler struct {
 	OnDead int `yaml:"on_dead,omitempty" jsonschema:"minimum=1,maximum=2147483647"`
 	// Capture is how much of each request and response is kept for people to see.
 	Capture ByteSize `yaml:"capture,omitempty"`
-	// WriteBack lists the columns that an answer may change in the row. Empty means
-	// that answers change nothing.
+	// WriteBack lists the columns that an answer may change in the row of the event's
+	// object, where they still hold what the event said. The role needs UPDATE on them.
+	// Empty means that answers change nothing.
 	WriteBack Columns `yaml:"write_back,omitempty"`
 
 	// HTTP calls a URL.

@@ -12,6 +12,8 @@
 CREATE ROLE billhook LOGIN REPLICATION PASSWORD :password;
 GRANT USAGE ON SCHEMA public TO billhook;
 GRANT SELECT ON clients, clients_balances, clients_custom_fields, accounts, clients_packages TO billhook;
+-- Only where handlers.yaml has write_back: the columns that it names, and no others.
+-- GRANT UPDATE (status) ON clients TO billhook;
 
 -- The tables whose changes are sent. Cost: a SHARE UPDATE EXCLUSIVE lock on each
 -- table for a moment, which waits for VACUUM and DDL but not for reads and writes;

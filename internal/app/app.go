@@ -34,6 +34,7 @@ import (
 	"github.com/billhook/billhook/internal/replication"
 	"github.com/billhook/billhook/internal/replication/catalog"
 	"github.com/billhook/billhook/internal/replication/snapshot"
+	"github.com/billhook/billhook/internal/replication/writeback"
 	"github.com/billhook/billhook/internal/web"
 )
 
@@ -109,6 +110,7 @@ type App struct {
 	web        *web.Server
 	listener   net.Listener
 
+	writes   *writeBack
 	handlers atomic.Pointer[[]*dispatch.Handler]
 	shown    atomic.Pointer[[]web.Handler]
 	defined  map[int]defined // of the reloading goroutine
@@ -155,7 +157,9 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	}
 	undo = append(undo, func() { _ = a.listener.Close() })
 
-	definedNow, made, err := build(l.Handlers, nil, columnsOf(l.Mapping), l.Options)
+	a.writes = newWriteBack(l.Mapping, c.EventTypes())
+	a.writes.log, a.writes.total = a.log, a.metrics.writeBack
+	definedNow, made, err := build(l.Handlers, nil, columnsOf(l.Mapping), a.writes, l.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -196,6 +200,18 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 		return nil, err
 	}
 
+	writeKey, err := intake.WriteKey(a.journal)
+	if err != nil {
+		return nil, err
+	}
+	a.writes.writer, err = writeback.New(writeback.Options{
+		DSN: c.Source.DSN.Reveal(), Slot: c.Source.Slot, Key: writeKey,
+		Render: func(typeOID uint32, text []byte) []byte { return billing.AppendValue(nil, typeOID, text) },
+	})
+	if err != nil {
+		return nil, err
+	}
+
 	a.dispatcher, err = dispatch.New(dispatch.Options{
 		Store: a.journal, Logger: a.log, Registerer: registry, Workers: c.Dispatch.Concurrency, Grace: c.Dispatch.Grace,
 	})
@@ -228,7 +244,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 		return nil, err
 	}
 	a.intake, err = intake.New(intake.Options{
-		Journal: a.journal, Mapping: l.Mapping, Plan: a.plan, Wants: a.wants, Types: eventTypes(c),
+		Journal: a.journal, Mapping: l.Mapping, Plan: a.plan, Wants: a.wants, Types: eventTypes(c), WriteKey: writeKey,
 		FillRate: float64(c.Source.FillRate.Count) / c.Source.FillRate.Per.Seconds(),
 		Confirm:  a.client.Confirm, Clock: a.client.Clock(), Logger: a.log, Registerer: registry,
 	})
@@ -399,6 +415,7 @@ func (a *App) Run(ctx context.Context) error {
 	stopStream()
 	stopIntake()
 	stopDispatch()
+	a.writes.writer.Close()
 	stopWeb()
 	if closeErr := a.journal.Close(); closeErr != nil {
 		err = errors.Join(err, closeErr)

@@ -32,7 +32,7 @@ func (a *App) attach(ctx context.Context, attached bool) error {
 	case err == nil:
 		// Later, what the mapping misses rests until it is there again, so that a
 		// column that was dropped does not keep the rest from going on.
-		err := disagreements(a.loaded.Config, a.loaded.Mapping, source)
+		err := disagreements(a.loaded.Config, a.loaded.Mapping, source, a.writes.needs(a.loaded.Handlers)...)
 		if err != nil && !attached {
 			return err
 		}
@@ -121,6 +121,7 @@ type need struct {
 	number bool // it is compared as an amount
 	one    bool // only one of the tables may have it
 	time   bool // it must hold a date or time
+	write  bool // answers of handlers are written into it
 }
 
 // needs lists every column that the mapping names, with its place in the file.
@@ -240,21 +241,15 @@ func needs(b *config.Billhook, m billing.Mapping) []need {
 }
 
 // disagreements compares the mapping with the database: tables and columns that
-// are not there, that are not published, or that the role may not read.
-func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) error {
+// are not there, that are not published, or that the role may not read. more are needs
+// of handlers.
+func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source, more ...need) error {
 	p := &problems{}
-	find := func(t billing.Table) (catalog.Table, bool) {
-		i := slices.IndexFunc(s.Tables, func(c catalog.Table) bool { return c.Schema == t.Schema && c.Table == t.Name })
-		if i < 0 {
-			return catalog.Table{}, false
-		}
-		return s.Tables[i], true
-	}
 	table := func(at string, t *billing.Table, exclude []string) {
 		if t == nil {
 			return
 		}
-		found, ok := find(*t)
+		found, ok := findTable(s, *t)
 		if !ok {
 			p.add(b.At(at), fmt.Sprintf("there is no table %s in database %q", t, s.Database), "correct the name, or let source.dsn name the right database")
 			return
@@ -276,10 +271,25 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 			table(at+".custom_fields.table", e.CustomFields.Table, nil)
 		}
 	}
-	for _, n := range needs(b, m) {
+	p.lacking(append(needs(b, m), more...), s)
+	return p.err()
+}
+
+func findTable(s snapshot.Source, t billing.Table) (catalog.Table, bool) {
+	i := slices.IndexFunc(s.Tables, func(c catalog.Table) bool { return c.Schema == t.Schema && c.Table == t.Name })
+	if i < 0 {
+		return catalog.Table{}, false
+	}
+	return s.Tables[i], true
+}
+
+// lacking reports the needs that a database does not meet. It is silent about those
+// whose tables are not there.
+func (p *problems) lacking(list []need, s snapshot.Source) {
+	for _, n := range list {
 		var here []catalog.Table
 		for _, t := range n.tables {
-			if found, ok := find(t); ok {
+			if found, ok := findTable(s, t); ok {
 				here = append(here, found)
 			}
 		}
@@ -298,6 +308,15 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 				p.add(n.at, fmt.Sprintf("column %q of table %s is of type %s, which is no time", n.column, here[i].Name, c.Type), "name a column of type date, timestamp or timestamp with time zone")
 			}
 		}
+		if i >= 0 && n.write {
+			switch c, _ := here[i].Column(n.column); {
+			case c.Generated != "":
+				p.add(n.at, fmt.Sprintf("column %q of table %s is generated: nobody can write it", n.column, here[i].Name), "remove it")
+			case !c.Update:
+				p.add(n.at, fmt.Sprintf("role %q may not update column %q of table %s", s.Role, n.column, here[i].Name),
+					fmt.Sprintf("run: GRANT UPDATE (%s) ON %s TO %s", sqlName(n.column), here[i].SQL(), sqlName(s.Role)))
+			}
+		}
 		switch {
 		case i < 0:
 			p.add(n.at, fmt.Sprintf("table %s has no column %q", here[0].Name, n.column), "correct the name; it has "+columnList(here[0]))
@@ -309,7 +328,6 @@ func disagreements(b *config.Billhook, m billing.Mapping, s snapshot.Source) err
 				"let its owner add the column to the publication's column list")
 		}
 	}
-	return p.err()
 }
 
 // readable reports whether the role may read every column that is not excluded.

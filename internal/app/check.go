@@ -31,7 +31,7 @@ func Check(ctx context.Context, o Options) ([]doctor.Finding, error) {
 	if err != nil {
 		list := found(checkConfig, err)
 		// Without the mapping, handlers are judged by the built-in events alone.
-		list = append(list, handlerFindings(o, nil)...)
+		list = append(list, handlerFindings(o, nil, nil, nil)...)
 		return append(list, doctor.Skipped("billhook.yaml must be right first")...), ctx.Err()
 	}
 
@@ -53,7 +53,11 @@ func Check(ctx context.Context, o Options) ([]doctor.Finding, error) {
 		list = append(list, good(checkConfig, "%s: %d tables, %d events of your own", o.ConfigPath, len(d.Tables), len(b.Events)))
 		d.Columns = checkedColumns(b, m)
 	}
-	list = append(list, handlerFindings(o, b)...)
+	var w *writeBack
+	if err == nil {
+		w = newWriteBack(m, b.EventTypes())
+	}
+	list = append(list, handlerFindings(o, b, w, &d)...)
 	return append(list, doctor.Run(ctx, d)...), ctx.Err()
 }
 
@@ -80,27 +84,30 @@ func found(check string, err error) []doctor.Finding {
 }
 
 // handlerFindings loads handlers.yaml and tries to make each handler. None is
-// called.
-func handlerFindings(o Options, b *config.Billhook) []doctor.Finding {
+// called. A w judges write_back, and what is to be asked of the database goes into d.
+func handlerFindings(o Options, b *config.Billhook, w *writeBack, d *doctor.Options) []doctor.Finding {
 	h, err := config.LoadHandlers(o.HandlersPath, o.Env, b)
 	if err != nil {
 		return found(checkHandlers, err)
 	}
 	list := []doctor.Finding{good(checkHandlers, "%s: %d handlers", o.HandlersPath, len(h.Handlers))}
 	for i := range h.Handlers {
-		list = append(list, handlerFinding(h, h.Handlers[i], o)...)
+		list = append(list, handlerFinding(h, h.Handlers[i], w, o)...)
+	}
+	if w != nil {
+		d.Columns = append(d.Columns, doctorColumns(w.needs(h))...)
 	}
 	return list
 }
 
-func handlerFinding(h *config.Handlers, c config.Handler, o Options) []doctor.Finding {
+func handlerFinding(h *config.Handlers, c config.Handler, w *writeBack, o Options) []doctor.Finding {
 	check := fmt.Sprintf("handler %d", c.ID)
 	status := c.Status
 	if status == config.Disabled {
 		c.Status = config.Enabled // so that what is wrong with it is said
 	}
 	p := &problems{}
-	d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, o)
+	d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, w, o)
 	if d.Call != nil {
 		_ = d.Call.Close() // it was never called
 	}
@@ -167,9 +174,13 @@ func checkedTables(b *config.Billhook, m billing.Mapping) []doctor.Table {
 // checkedColumns are the columns that the mapping names, with their places in the
 // file.
 func checkedColumns(b *config.Billhook, m billing.Mapping) []doctor.Column {
+	return doctorColumns(needs(b, m))
+}
+
+func doctorColumns(list []need) []doctor.Column {
 	var out []doctor.Column
-	for _, n := range needs(b, m) {
-		c := doctor.Column{Name: n.column, Use: n.at.String(), Idle: n.idle, Number: n.number, Time: n.time, One: n.one}
+	for _, n := range list {
+		c := doctor.Column{Name: n.column, Use: n.at.String(), Idle: n.idle, Number: n.number, Time: n.time, One: n.one, Write: n.write}
 		for _, t := range n.tables {
 			c.Tables = append(c.Tables, catalog.Name{Schema: t.Schema, Table: t.Name})
 		}

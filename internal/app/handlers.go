@@ -35,7 +35,7 @@ type defined struct {
 // build makes dispatch handlers of a loaded file. A handler whose definition is
 // the same as before is the same pointer, so that dispatch leaves it alone. When
 // anything is wrong nothing is made.
-func build(h *config.Handlers, before map[int]defined, columns map[string]event.Columns, o Options) (map[int]defined, []*dispatch.Handler, error) {
+func build(h *config.Handlers, before map[int]defined, columns map[string]event.Columns, w *writeBack, o Options) (map[int]defined, []*dispatch.Handler, error) {
 	p := &problems{}
 	now := make(map[int]defined, len(h.Handlers))
 	var made []*dispatch.Handler
@@ -50,7 +50,7 @@ func build(h *config.Handlers, before map[int]defined, columns map[string]event.
 			continue
 		}
 		template := &atomic.Pointer[config.Expr]{}
-		d := p.handler(h, c, template, columns, o)
+		d := p.handler(h, c, template, columns, w, o)
 		if d.Call != nil {
 			fresh = append(fresh, d.Call)
 		}
@@ -74,8 +74,9 @@ func withoutPlaces(c config.Handler) config.Handler {
 }
 
 // handler makes one. Its template is put into template, from which its place is taken
-// when it is used; columns are those of the mapped entities, by entity.
-func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomic.Pointer[config.Expr], columns map[string]event.Columns, o Options) *dispatch.Handler {
+// when it is used; columns are those of the mapped entities, by entity. A nil w leaves
+// write_back alone.
+func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomic.Pointer[config.Expr], columns map[string]event.Columns, w *writeBack, o Options) *dispatch.Handler {
 	at := func(field string) config.Pos { return h.At(c.Pos.Field + "." + field) }
 	d := &dispatch.Handler{
 		ID: c.ID, Name: c.Name, Kind: c.Kind(), Events: slices.Clone(c.Events), Priority: c.Priority,
@@ -101,8 +102,9 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomi
 	if c.Breaker != nil {
 		d.Breaker = dispatch.Breaker{Failures: c.Breaker.Failures, Pause: c.Breaker.Pause, Max: c.Breaker.Max}
 	}
-	if len(c.WriteBack) > 0 {
-		p.unsupported(at("write_back"), "writing back")
+	if len(c.WriteBack) > 0 && w != nil {
+		w.judge(p, h, &c)
+		d.WriteBack = w.handler(c)
 	}
 	if !c.When.IsZero() {
 		cond, err := expr.CompileEvent(c.When.Text)

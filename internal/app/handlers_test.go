@@ -33,11 +33,11 @@ func TestTemplatePlace(t *testing.T) {
   - {id: 2, name: b, event: "*", format: provisioning, http: {url: "http://127.0.0.1:1/"}}
 `
 	columns := map[string]event.Columns{"clients": {Key: []string{"code"}}}
-	before, first, err := build(load(rest), nil, columns, Options{})
+	before, first, err := build(load(rest), nil, columns, nil, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, second, err := build(load("# a comment\n\n"+rest), before, columns, Options{})
+	_, second, err := build(load("# a comment\n\n"+rest), before, columns, nil, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

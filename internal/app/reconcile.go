@@ -69,7 +69,7 @@ func Reconcile(ctx context.Context, l *Loaded, o ReconcileOptions) (r Reconciled
 	if err != nil {
 		return r, err
 	}
-	_, made, err := build(l.Handlers, nil, columnsOf(l.Mapping), l.Options)
+	_, made, err := build(l.Handlers, nil, columnsOf(l.Mapping), nil, l.Options)
 	if err != nil {
 		return r, err
 	}

@@ -75,7 +75,7 @@ func (a *App) watch(ctx context.Context) error {
 			continue
 		}
 		seen = now
-		a.reloadHandlers()
+		a.reloadHandlers(ctx)
 		seen = a.fingerprint(a.loaded.Handlers) // it may name other files now
 	}
 }
@@ -97,11 +97,14 @@ func (a *App) fingerprint(h *config.Handlers) uint64 {
 
 // reloadHandlers loads the file with the loader of the start and puts it into
 // force as a whole, or not at all.
-func (a *App) reloadHandlers() {
+func (a *App) reloadHandlers(ctx context.Context) {
 	h, err := config.LoadHandlers(a.loaded.Options.HandlersPath, a.loaded.Options.Env, a.loaded.Config)
 	if err == nil {
+		err = a.writable(ctx, h)
+	}
+	if err == nil {
 		var d map[int]defined
-		d, made, buildErr := build(h, a.defined, columnsOf(a.loaded.Mapping), a.loaded.Options)
+		d, made, buildErr := build(h, a.defined, columnsOf(a.loaded.Mapping), a.writes, a.loaded.Options)
 		if err = buildErr; err == nil {
 			before := *a.shown.Load()
 			unchanged := 0
@@ -122,6 +125,26 @@ func (a *App) reloadHandlers() {
 	}
 	a.reload.Store(&reloadState{err})
 	a.metrics.reloaded(err)
+}
+
+// writable asks the database about columns that answers may change now and might not
+// before. While it is away, what is amiss shows when the first of them is to be written.
+func (a *App) writable(ctx context.Context, h *config.Handlers) error {
+	before := a.writes.needs(a.loaded.Handlers)
+	fresh := slices.DeleteFunc(a.writes.needs(h), func(n need) bool {
+		return slices.ContainsFunc(before, func(b need) bool { return b.column == n.column && slices.Equal(b.tables, n.tables) })
+	})
+	if len(fresh) == 0 {
+		return nil
+	}
+	source, err := a.look(ctx)
+	if err != nil {
+		a.log.Warn("the database cannot be asked whether answers may be written back", "err", err)
+		return nil
+	}
+	p := &problems{}
+	p.lacking(fresh, source)
+	return p.err()
 }
 
 // difference tells two sets of handlers apart in a few words, as "+3 ~1 -2".

@@ -174,6 +174,9 @@ func (s *script) line(line string) {
 		s.outside = 0
 		s.d.Begin(1, wal.Begin{CommitLSN: s.lsn, XID: uint32(s.lsn / 0x100), CommitTime: s.now})
 		return
+	case "own": // what Billhook itself has made
+		s.d.Own()
+		return
 	case "now": // what time it is, for later transactions and fills
 		s.now = s.time(rest)
 		return
@@ -690,4 +693,29 @@ func play(t *testing.T, mapping Mapping, identity wal.Identity, like *script, ev
 		s.line(line)
 	}
 	return s
+}
+
+func TestSplitKey(t *testing.T) {
+	for _, c := range []struct {
+		parts []string
+		n     int
+	}{
+		{[]string{"4711"}, 1},
+		{[]string{`a,b\c`}, 1},
+		{[]string{""}, 1},
+		{[]string{"a", "b"}, 2},
+		{[]string{"", ""}, 2},
+		{[]string{`a,b`, `\`, `,\,`}, 3},
+		{[]string{"ä,ö", "x"}, 2},
+	} {
+		got, ok := SplitKey(JoinKey(c.parts), c.n)
+		if !ok || !slices.Equal(got, c.parts) {
+			t.Errorf("%q becomes %q (%v)", c.parts, got, ok)
+		}
+	}
+	for _, text := range []string{"a", "a,b,c", `a,b\`} {
+		if got, ok := SplitKey(text, 2); ok {
+			t.Errorf("%q is taken for the two parts %q", text, got)
+		}
+	}
 }

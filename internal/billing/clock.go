@@ -323,6 +323,9 @@ func (d *Deriver) setAt(r *row, op wal.Op, n int, commit int64, mem Memory) erro
 			}
 		}
 	}
+	if d.own {
+		always, earliest = false, commit // a time that is past already would be told of now
+	}
 	d.drop(timerAt, a.name)
 	if v.Kind != wal.Text {
 		return nil
@@ -345,6 +348,10 @@ func (d *Deriver) setTurn(r *row, t *turn, commit int64) {
 	next := timer{kind: kind, told: t.told, due: commit + g.settle.Microseconds(), set: commit, name: g.name, old: t.old}
 	i := slices.IndexFunc(entry.timers, func(t timer) bool { return t.kind != timerAt && t.name == g.name })
 	switch {
+	case d.own: // this side is not told of, and the other no longer holds
+		if i >= 0 && entry.timers[i].kind != kind {
+			entry.timers = slices.Delete(entry.timers, i, i+1)
+		}
 	case i < 0:
 		entry.timers = append(entry.timers, next)
 	case entry.timers[i].kind == kind:

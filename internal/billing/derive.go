@@ -67,6 +67,7 @@ type Deriver struct {
 	rec     record
 	order   []int
 	aside   bool      // memory of rows whose key has changed was set aside
+	own     bool      // the open transaction is Billhook's own, see Own
 	loaded  [4]loaded // the row at hand, one that is told with it, a client, and one that is looked for
 
 	recordText []byte
@@ -176,15 +177,21 @@ func New(m Mapping, o Options) (*Deriver, error) {
 // Begin opens a transaction, whose events have ids of a generation. An open one is forgotten: the server
 // sends it again from its start.
 func (d *Deriver) Begin(generation uint32, b wal.Begin) {
-	d.generation, d.base, d.origin = generation, 0, ""
+	d.generation, d.base, d.origin, d.own = generation, 0, "", false
 	d.tx.reset(b)
 }
+
+// Own says that Billhook itself has made the open transaction: its events are not
+// derived, whatever made its changes, and memory is brought up to date all the same.
+// So the next change is judged from the row as this transaction left it: from that
+// side of a threshold, too.
+func (d *Deriver) Own() { d.own = true }
 
 // Reset forgets the open transaction and what an earlier connection said of
 // relations. doubted are the relations whose full old rows cannot be trusted, see
 // wal.Decoder.Doubt: their rows are remembered as if they had no old rows.
 func (d *Deriver) Reset(doubted ...uint32) {
-	d.doubted = doubted
+	d.doubted, d.own = doubted, false
 	d.tx.reset(wal.Begin{})
 	clear(d.plans)
 	for _, m := range d.tables {
@@ -261,6 +268,7 @@ func (d *Deriver) Truncate(rel *wal.Relation) bool {
 // wanted to emit, and brings mem up to date. The event that emit gets is valid
 // until emit returns.
 func (d *Deriver) Commit(mem Memory, emit emitter) error {
+	defer func() { d.own = false }() // what is told between transactions is nobody's own
 	d.ordinal = 0
 	d.groups = nil
 	for _, p := range d.tx.truncated {
@@ -483,6 +491,30 @@ func JoinKey(parts []string) string {
 		b = appendPart(b, n, len(parts), part)
 	}
 	return string(b)
+}
+
+// SplitKey takes apart what JoinKey made of n parts. It reports false for a text that
+// cannot be of so many.
+func SplitKey(key string, n int) ([]string, bool) {
+	if n == 1 {
+		return []string{key}, true
+	}
+	parts := []string{""}
+	for i := 0; i < len(key); i++ {
+		c := key[i]
+		switch {
+		case c == ',':
+			parts = append(parts, "")
+			continue
+		case c == '\\':
+			if i++; i == len(key) {
+				return nil, false
+			}
+			c = key[i]
+		}
+		parts[len(parts)-1] += string([]byte{c})
+	}
+	return parts, len(parts) == n
 }
 
 // appendPart appends the n-th of a key's parts.

@@ -82,6 +82,12 @@ func (k kind) appendJSON(b, text []byte) []byte {
 	return event.AppendJSONString(b, text)
 }
 
+// AppendValue appends the text of a value as payloads have it, as JSON. typeOID is the
+// column's type.
+func AppendValue(b []byte, typeOID uint32, text []byte) []byte {
+	return kindOf(typeOID).appendJSON(b, text)
+}
+
 // isJSONNumber reports whether text, as Postgres prints integers and floats, is a
 // JSON number too: NaN and Infinity are not.
 func isJSONNumber(text []byte) bool {

@@ -49,6 +49,9 @@ func (d *Deriver) tell(r *row, t event.Type, op wal.Op, mem Memory, emit emitter
 
 // next numbers an event and reports whether it is wanted.
 func (d *Deriver) next(t event.Type) bool {
+	if d.own {
+		return false
+	}
 	d.ordinal++
 	d.opts.Count(t)
 	return d.opts.Wants(t)

@@ -248,6 +248,29 @@ func (x *execution) call(base context.Context, log *slog.Logger) (err error) {
 		Event: x.event, HandlerID: x.Handler.ID, Name: x.Name, Attempt: x.attempts + 1,
 		Body: body, ContentType: contentType,
 	})
+	if err == nil {
+		err = x.writeBack(base)
+	}
+	return err
+}
+
+// writeBack obeys an answer that wants something written. It has a time of its own: the
+// handler's was for the handler.
+func (x *execution) writeBack(base context.Context) error {
+	if x.WriteBack == nil || len(x.result.Answer.Data) == 0 {
+		return nil
+	}
+	note, err := x.WriteBack(base, x.event, x.result.Answer.Data)
+	if note != "" {
+		x.result.Response.Head = append(x.result.Response.Head, "billhook-note: "+note)
+	}
+	switch {
+	case err == nil:
+	case base.Err() != nil:
+		x.interrupted = true
+	default:
+		x.result.Reason = handler.ReasonWriteBack
+	}
 	return err
 }
 

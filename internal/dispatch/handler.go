@@ -1,6 +1,8 @@
 package dispatch
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -93,6 +95,12 @@ type Handler struct {
 	// FailingAfter is for how long attempts must have failed, and none succeeded, for
 	// the handler to count as failing; 0: DefaultFailingAfter.
 	FailingAfter time.Duration
+
+	// WriteBack writes what a successful answer asks for into the event's row; nil:
+	// nobody does. note says to people what became of it. An error means that it could
+	// not be done now: the attempt has failed and is made again, so WriteBack must know
+	// what it has written before.
+	WriteBack func(ctx context.Context, e *event.Event, data json.RawMessage) (note string, err error)
 
 	// Call makes the attempts. The dispatcher owns it from SetHandlers on and
 	// closes it once, when no attempt uses it any more. Two Handlers never share

@@ -64,6 +64,7 @@ type Column struct {
 	Number bool           // it is compared as an amount
 	Time   bool           // it is read as a date or time
 	One    bool           // only one of Tables may have it
+	Write  bool           // answers of handlers are written into it
 }
 
 // Options of Run. DSN, Slot and Publication are required.

@@ -181,6 +181,13 @@ func (r *report) columns(f *facts, t catalog.Table, check string) {
 			continue
 		}
 		column, _ := here[i].Column(c.Name)
+		if c.Write && column.Generated == "" && !column.Update {
+			r.add(check, Fail, "GRANT UPDATE ("+quote(c.Name)+") ON "+here[i].SQL()+" TO "+quote(f.server.Role)+";", "%srole %s may not update column %q, which answers are to be written into", place(c.Use), f.server.Role, c.Name)
+		}
+		if c.Write && column.Generated != "" {
+			r.add(check, Fail, "# remove it from write_back", "%scolumn %q is generated: nobody can write it", place(c.Use), c.Name)
+			continue
+		}
 		if c.Number && !column.Number() {
 			r.add(check, Fail, "# map a column of type numeric or of integers", "%scolumn %q is of type %s, which cannot be compared as an amount: its event would never fire", place(c.Use), c.Name, column.Type)
 		}

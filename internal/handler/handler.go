@@ -76,9 +76,12 @@ type Exchange struct {
 
 // Answer is the part of a JSON answer that Billhook obeys.
 type Answer struct {
-	Stop   bool            `json:"stop,omitempty"` // skip the rest of the event's chain
-	Reason string          `json:"reason,omitempty"`
-	Data   json.RawMessage `json:"data,omitempty"` // columns to write back
+	Stop   bool   `json:"stop,omitempty"` // skip the rest of the event's chain
+	Reason string `json:"reason,omitempty"`
+	// Data is an object of columns to write back into the event's row, or nil. It is
+	// obeyed when the attempt is a success, and only for columns that the operator has
+	// named.
+	Data json.RawMessage `json:"data,omitempty"`
 }
 
 // Reason is why an attempt failed: a closed set, fit for a metric label.
@@ -99,6 +102,7 @@ const (
 	ReasonStart       Reason = "start"        // a script or plugin could not be started
 	ReasonCrash       Reason = "crash"        // a plugin died
 	ReasonPayload     Reason = "payload"      // the payload could not be built
+	ReasonWriteBack   Reason = "write_back"   // the source could not take what the answer wants written
 	ReasonOther       Reason = "other"
 )
 
@@ -107,7 +111,7 @@ func Reasons() []Reason {
 	return []Reason{
 		ReasonTimeout, ReasonConnect, ReasonNetwork, ReasonBlocked, ReasonRedirect,
 		ReasonRateLimited, ReasonClientError, ReasonServerError, ReasonExit,
-		ReasonSignal, ReasonStart, ReasonCrash, ReasonPayload, ReasonOther,
+		ReasonSignal, ReasonStart, ReasonCrash, ReasonPayload, ReasonWriteBack, ReasonOther,
 	}
 }
 

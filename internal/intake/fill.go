@@ -12,6 +12,7 @@ import (
 	"github.com/billhook/billhook/internal/billing"
 	"github.com/billhook/billhook/internal/replication/catalog"
 	"github.com/billhook/billhook/internal/replication/snapshot"
+	"github.com/billhook/billhook/internal/replication/writeback"
 	"github.com/billhook/billhook/internal/wal"
 )
 
@@ -277,6 +278,15 @@ func (in *Intake) applyAtMark(ctx context.Context, reader *snapshot.Reader, c *f
 
 // logical takes a logical message: a mark of ours, or somebody else's business.
 func (in *Intake) logical(m *wal.Logical) error {
+	if m.Prefix == writeback.Prefix {
+		// Anybody may write such a message; only the key makes it good, and only for the
+		// transaction that it stands in.
+		if m.Transactional && in.open && writeback.Marks(in.o.WriteKey, in.position.Slot, in.xid, m.Content) {
+			in.deriver.Own()
+			in.metrics.own.Inc()
+		}
+		return nil
+	}
 	if m.Prefix != snapshot.Prefix {
 		return nil
 	}

@@ -49,6 +49,9 @@ type Options struct {
 	Clock      Clock
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// WriteKey is the key of the marks by which transactions are known that Billhook
+	// itself has made, see WriteKey; nil: none is known.
+	WriteKey []byte
 	// FillRate bounds the rows per second that Fill reads; 0: no limit.
 	FillRate float64
 	// Retry is how long to wait when the journal has no room; 0: one second.
@@ -162,15 +165,37 @@ func New(o Options) (*Intake, error) {
 	return in, nil
 }
 
-// sealKey is where the key of masked columns' digests stands in memory. Row keys never
-// start with 0.
-const sealKey = "\x00seal"
+// Where keys of the journal's own stand in memory. Row keys never start with 0.
+const (
+	sealKey  = "\x00seal"
+	writeKey = "\x00write"
+)
 
 // Seal returns the journal's key for the digests of masked columns, see
 // billing.Options. A new journal gets one before anything is remembered under it.
 func Seal(j *journal.Journal) ([]byte, error) {
+	key, err := secret(j, sealKey)
+	if err != nil {
+		return nil, fmt.Errorf("make the key for masked columns: %w", err)
+	}
+	return key, nil
+}
+
+// WriteKey returns the journal's key for the marks of transactions that Billhook makes
+// itself, see package writeback. A journal that has none gets one.
+func WriteKey(j *journal.Journal) ([]byte, error) {
+	key, err := secret(j, writeKey)
+	if err != nil {
+		return nil, fmt.Errorf("make the key for written-back transactions: %w", err)
+	}
+	return key, nil
+}
+
+// secret returns the random key that stands at a place, and puts one there when there
+// is none. It is durable then.
+func secret(j *journal.Journal, place string) ([]byte, error) {
 	b := j.NewBatch()
-	key, ok, err := b.Memory([]byte(sealKey))
+	key, ok, err := b.Memory([]byte(place))
 	if ok || err != nil {
 		key = bytes.Clone(key)
 		b.Discard()
@@ -178,15 +203,12 @@ func Seal(j *journal.Journal) ([]byte, error) {
 	}
 	key = make([]byte, 32)
 	rand.Read(key) // never fails
-	b.SetMemory([]byte(sealKey), key)
+	b.SetMemory([]byte(place), key)
 	wait, err := j.Commit(b)
 	if err == nil {
 		err = wait()
 	}
-	if err != nil {
-		return nil, fmt.Errorf("make the key for masked columns: %w", err)
-	}
-	return key, nil
+	return key, err
 }
 
 // Blocked returns why intake stands still, "" when it does not.

@@ -17,6 +17,7 @@ type metrics struct {
 	unmapped      prometheus.Counter
 	events        *prometheus.CounterVec
 	repeated      prometheus.Counter
+	own           prometheus.Counter
 	broken        prometheus.Counter
 	truncates     prometheus.Counter
 	filled        prometheus.Counter
@@ -49,6 +50,7 @@ func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 		unmapped:      prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_changes_ignored_total", Help: "Row changes that can make no event: of tables that are not mapped, or of rows whose key is not known."}),
 		events:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "billhook_events_total", Help: "Events derived, by event type, also those that no handler wants."}, []string{"event"}),
 		repeated:      prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_transactions_repeated_total", Help: "Transactions that the server sent again and that were in the journal already."}),
+		own:           prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_transactions_own_total", Help: "Transactions that Billhook itself has made to write handlers' answers; they make no events."}),
 		broken:        prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_condition_errors_total", Help: "Rows for which a rule's condition could not be evaluated."}),
 		truncates:     prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_intake_truncates_total", Help: "TRUNCATEs of mapped tables."}),
 		filled:        prometheus.NewCounter(prometheus.CounterOpts{Name: "billhook_memory_filled_rows_total", Help: "Rows read from tables into memory."}),
@@ -69,7 +71,7 @@ func newMetrics(r prometheus.Registerer, types []event.Type) *metrics {
 		m.events.WithLabelValues(string(t))
 	}
 	if r != nil {
-		r.MustRegister(m.transactions, m.changes, m.unmapped, m.events, m.repeated, m.broken, m.truncates,
+		r.MustRegister(m.transactions, m.changes, m.unmapped, m.events, m.repeated, m.own, m.broken, m.truncates,
 			m.filled, m.filling, m.fillRows, m.fillEstimated, m.timers, m.fired, m.blocked, m.durable, m.commitTime, m.batches, m.open, m.parts)
 	}
 	return m

@@ -63,6 +63,7 @@ type Column struct {
 	NotNull   bool
 	Generated string // "", "stored" or "virtual": absent from the stream before Postgres 18
 	Select    bool   // the role may read it
+	Update    bool   // the role may update it
 }
 
 // Number reports whether the column's values can be compared as amounts. Of a domain
@@ -228,7 +229,7 @@ func readTable(ctx context.Context, q Querier, n Name) (Table, error) {
 	rows, err = q.Query(ctx, `
 		SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid, ty.typtype::text, a.attnotnull,
 			CASE a.attgenerated WHEN 's' THEN 'stored' WHEN 'v' THEN 'virtual' ELSE '' END,
-			pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT')
+			pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'), pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'UPDATE')
 		FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type ty ON ty.oid = a.atttypid
 		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, t.OID)
 	if err != nil {
@@ -237,7 +238,7 @@ func readTable(ctx context.Context, q Querier, n Name) (Table, error) {
 	t.Columns, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (Column, error) {
 		var c Column
 		var kind string
-		err := r.Scan(&c.Name, &c.Type, &c.TypeOID, &kind, &c.NotNull, &c.Generated, &c.Select)
+		err := r.Scan(&c.Name, &c.Type, &c.TypeOID, &kind, &c.NotNull, &c.Generated, &c.Select, &c.Update)
 		if err == nil {
 			c.TypeKind = kind[0]
 		}

@@ -349,8 +349,8 @@ func (r *Reader) Present(ctx context.Context, t Table, key []int, keys [][]strin
 }
 
 // Mark writes a logical message into the source's log. Whatever a chunk that was
-// read before saw as committed stands before it in the stream. It is the only
-// thing Billhook writes there, and it leaves nothing in any table.
+// read before saw as committed stands before it in the stream. It leaves
+// nothing in any table.
 func (r *Reader) Mark(ctx context.Context, content string) error {
 	// Transactional, so that its commit is flushed and sent at once.
 	if _, err := r.conn.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", Prefix, content); err != nil {
