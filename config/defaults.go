@@ -59,7 +59,9 @@ func (r *Retry) setDefaults() {
 	*r = Retry{Attempts: 10, Initial: time.Second, Max: 15 * time.Minute, Factor: 2, Jitter: 0.2}
 }
 
-func (b *Breaker) setDefaults() { *b = Breaker{Failures: 5, Pause: 10 * time.Second, Max: 5 * time.Minute} }
+func (b *Breaker) setDefaults() {
+	*b = Breaker{Failures: 5, Pause: 10 * time.Second, Max: 5 * time.Minute}
+}
 
 // setDefaults is for a handler on its own, as the JSON Schema shows it; the loader
 // calls inherit.

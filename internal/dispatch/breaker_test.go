@@ -48,7 +48,7 @@ func TestBreakerOutage(t *testing.T) {
 			r.commit("clients.update", lanes(20)...)
 			r.commit("clients.archive", lanes(20)...)
 			sleep(6 * time.Hour)
-			if h := r.d.Health()[1]; !h.Open || !h.Failing || h.OpenUntil.Sub(time.Now()) > time.Minute || h.LastError != "refused" {
+			if h := r.d.Health()[1]; !h.Open || !h.Failing || time.Until(h.OpenUntil) > time.Minute || h.LastError != "refused" {
 				t.Errorf("after six hours: %+v", h)
 			}
 			if r.gauge("billhook_breaker_open") != 1 || r.gauge("billhook_handler_failing") != 1 {
