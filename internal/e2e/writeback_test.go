@@ -258,10 +258,15 @@ handlers:
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.answer("12", func() string {
+	locked := make(chan struct{})
+	lock := sync.OnceFunc(func() {
+		defer close(locked)
 		if _, err := tx.Exec(t.Context(), "UPDATE clients SET meta = '1' WHERE id = 12"); err != nil {
 			t.Error(err)
 		}
+	})
+	r.answer("12", func() string {
+		lock()
 		return `{"data": {"status": "blocked"}}`
 	})
 	db.Exec(t, "UPDATE clients SET balance = -1 WHERE id = 12")
@@ -271,6 +276,7 @@ handlers:
 		}
 		return ""
 	})
+	<-locked
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
