@@ -168,6 +168,39 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// TestFailing: who is failing, since when and why, stands on the page and in the API.
+func TestFailing(t *testing.T) {
+	since := time.Date(2026, 11, 23, 3, 4, 5, 0, time.UTC)
+	s := serve(t, func(o *Options) {
+		o.Handlers = func() []Handler {
+			return []Handler{
+				{ID: 1, Name: "down", Status: "enabled", Health: &Health{Failing: true, FailingSince: &since, LastFailure: &since, LastError: hostile, RestingUntil: &since}},
+				{ID: 2, Name: "well", Status: "enabled", Health: &Health{LastSuccess: &since}},
+				{ID: 3, Name: "a while", Status: "enabled", Health: &Health{FailingSince: &since, LastError: "once"}},
+			}
+		}
+	})
+	_, body, _ := get(t, s, "/")
+	if strings.Count(body, "failing since 2026-11-23 03:04:05.000") != 1 || strings.Count(body, "rests until 2026-11-23 03:04:05.000") != 1 || strings.Contains(body, hostile) {
+		t.Error(body)
+	}
+	_, body, _ = get(t, s, "/api/v1/handlers")
+	var list struct {
+		Handlers []struct {
+			Health Health `json:"health"`
+		} `json:"handlers"`
+	}
+	if err := json.Unmarshal([]byte(body), &list); err != nil || len(list.Handlers) != 3 {
+		t.Fatal(err, body)
+	}
+	if h := list.Handlers[0].Health; !h.Failing || !h.FailingSince.Equal(since) || !h.RestingUntil.Equal(since) || h.LastError != hostile || h.LastSuccess != nil {
+		t.Errorf("%+v", h)
+	}
+	if h := list.Handlers[1].Health; h.Failing || !h.LastSuccess.Equal(since) || h.RestingUntil != nil {
+		t.Errorf("%+v", h)
+	}
+}
+
 func TestNotReady(t *testing.T) {
 	s := serve(t, func(o *Options) {
 		o.Ready = func() []Check {
