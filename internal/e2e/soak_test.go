@@ -198,6 +198,12 @@ handlers:
 		tr.stop()
 		b.settled()
 		in.waitReady()
+		eventually(t, 15*time.Second, func() string { // the file is read a moment after it was written
+			if n := in.executions()["held"]; n > 0 {
+				return fmt.Sprintf("%d executions are held although every handler is enabled", n)
+			}
+			return ""
+		})
 		b.caughtUp(in, time.Minute)
 		for status, n := range in.executions() {
 			if status != "succeeded" && n > 0 {
