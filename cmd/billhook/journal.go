@@ -36,8 +36,9 @@ check that it holds together: every value can be read, every execution has its e
 every pending one stands in its lane, the indexes and counts are right, no event is
 above the position.
 
-No file in the folder is changed or made, but for LOCK, which is held meanwhile, and a
-journal that a process has is left alone. What a kill has left half-done is read as it
+Nothing in the folder is written or made, but that the two files LOCK, which are empty,
+are locked meanwhile, which changes their times and makes them where a copy lacks
+them. A journal that a process has is left alone. What a kill has left half-done is read as it
 is; billhook run puts it in order when it starts.
 
 The exit code is 0 when all is well, and 1 when the journal is damaged or cannot be

@@ -47,6 +47,15 @@ type Filter struct {
 	Until  time.Time `json:"until,omitzero"` // journaled before
 }
 
+// String is f as JSON, for logs.
+func (f *Filter) String() string {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
 // Spec says what is to be replayed, and how. It has either IDs or a Filter.
 type Spec struct {
 	IDs    []uint64 `json:"ids,omitempty"`
@@ -299,12 +308,17 @@ func (r *Replays) Start(ctx context.Context, spec Spec, by By) (Status, error) {
 	if _, err := r.commit(ctx, x, nil, func(*stored, []journal.Queued, map[journal.Refusal]int64) error { return nil }); err != nil {
 		return Status{}, err
 	}
-	r.log.Info("replay taken on", "replay", x.id, "by", by.Name, "ids", len(spec.IDs), "filter", spec.Filter, "latest", spec.Latest, "again", spec.Again, "rate", spec.Rate)
+	what := slog.Any("filter", spec.Filter)
+	if spec.Filter == nil {
+		what = slog.Int("ids", len(spec.IDs))
+	}
+	r.log.Info("replay taken on", "replay", x.id, "by", by.Name, what, "latest", spec.Latest, "again", spec.Again, "rate", spec.Rate)
+	st, err := r.Get(x.id)
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
-	return r.Get(x.id)
+	return st, err
 }
 
 // One replays one execution at once, and keeps that as a replay that is done. An
