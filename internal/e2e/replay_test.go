@@ -80,17 +80,20 @@ func TestReplay(t *testing.T) {
 	db := pgtest.NewDatabaseOn(t, pgtest.Start(t, nil), `CREATE TABLE clients (id int PRIMARY KEY, note text NOT NULL)`,
 		fmt.Sprintf("INSERT INTO clients SELECT i, 0 FROM generate_series(1, %d) i", clients))
 	bad, good := newReceiver(t), newReceiver(t)
+	handlers := func(status string) string {
+		return fmt.Sprintf(`version: 1
+defaults: {retry: {attempts: 1}, breaker: {failures: 0}}
+handlers:
+  - {id: 1, name: CRM, event: clients.update, status: %s, http: {url: %q}}
+  - {id: 2, name: Switch, event: clients.update, priority: 2, http: {url: %q}}
+`, status, bad.url, good.url)
+	}
 	in := install(t, db.DSN, fmt.Sprintf(`version: 1
 source: {dsn: "${DSN}", slot: billhook_%[1]s, publication: billhook_%[1]s}
 entities: {clients: {table: clients, key: [id]}}
 journal: {path: "${JOURNAL}"}
 http: {listen: "${LISTEN}"}
-`, db.Name), fmt.Sprintf(`version: 1
-defaults: {retry: {attempts: 1}, breaker: {failures: 0}}
-handlers:
-  - {id: 1, name: CRM, event: clients.update, http: {url: %q}}
-  - {id: 2, name: Switch, event: clients.update, priority: 2, http: {url: %q}}
-`, bad.url, good.url))
+`, db.Name), handlers("enabled"))
 	bad.failing.Store(100)
 	in.start()
 	in.waitReady()
@@ -242,13 +245,40 @@ handlers:
 	in.says(0, `"matching": `+strconv.Itoa(all), "replays", "show", "2", "--output", "json")
 	in.says(0, "state: done", "replays", "cancel", "2", "--output", "yaml") // it has ended already
 
+	// For a handler that is disabled it is held, for one that is archived refused.
+	put := func(status string) {
+		t.Helper()
+		write(t, in.handlers, handlers(status))
+		eventually(t, 30*time.Second, func() string {
+			var list struct{ Handlers []struct{ Status string } }
+			if in.getJSON("/api/v1/handlers", &list); list.Handlers[0].Status != status {
+				return list.Handlers[0].Status
+			}
+			return ""
+		})
+	}
+	put("disabled")
+	in.says(0, "replayed  1", "executions", "replay", first, "--again")
+	eventually(t, 30*time.Second, func() string {
+		if x := in.executions(); x["held"] != 1 {
+			return fmt.Sprint(x)
+		}
+		return ""
+	})
+	put("enabled")
+	settled(0, all, 2*all+2)
+	put("archived")
+	in.says(1, "was for handler 1, which is archived", "executions", "replay", first, "--again")
+	in.says(0, fmt.Sprintf("0 executions would be replayed\nleft out: %d of handlers that are archived", all), "executions", "replay", "--handler", "1", "--again", "--dry-run")
+	put("enabled")
+
 	// One that is cancelled makes no more.
 	in.says(0, "waiting", "executions", "replay", "--all", "--again", "--rate", "2", "--detach")
-	in.says(0, "cancelled", "replays", "cancel", "5")
+	in.says(0, "cancelled", "replays", "cancel", "6")
 	in.kill()
 	in.start()
 	in.waitReady()
-	if r := show(5); r.State != "cancelled" || r.Replayed > 20 {
+	if r := show(6); r.State != "cancelled" || r.Replayed > 20 {
 		t.Errorf("%+v", r)
 	}
 
