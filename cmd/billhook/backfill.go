@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -98,8 +97,8 @@ func backfillListCommand() *cobra.Command {
 			if err := at.ask(cmd.Context(), http.MethodGet, "backfills", nil, &all); err != nil {
 				return err
 			}
-			if output == "json" {
-				return printJSON(cmd.OutOrStdout(), all)
+			if output != "table" {
+				return printData(cmd.OutOrStdout(), output, all)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "ID\tSTATE\tEVENTS\tHANDLERS\tROWS\tEXECUTIONS\tCREATED\tWHY")
@@ -186,8 +185,8 @@ func ended(st backfill.Status, err error) error {
 }
 
 func printBackfill(out io.Writer, st backfill.Status, output string) error {
-	if output == "json" {
-		return printJSON(out, st)
+	if output != "table" {
+		return printData(out, output, st)
 	}
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -247,11 +246,4 @@ func joinIDs(ids []int) string {
 		s = append(s, strconv.Itoa(id))
 	}
 	return strings.Join(s, ", ")
-}
-
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }

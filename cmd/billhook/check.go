@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -37,8 +36,8 @@ The exit code is 0 when nothing failed; warnings do not fail.`,
 			}
 			list, ended := app.Check(cmd.Context(), app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion(), Launcher: launcher()})
 			var err error
-			if output == "json" {
-				err = encodeFindings(cmd.OutOrStdout(), list)
+			if output != "table" {
+				err = encodeFindings(cmd.OutOrStdout(), output, list)
 			} else {
 				err = printFindings(cmd.OutOrStdout(), list, width(os.Stdout), terminal(os.Stdout))
 			}
@@ -94,11 +93,8 @@ func (c counts) String() string {
 	return s
 }
 
-func encodeFindings(w io.Writer, list []doctor.Finding) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(struct {
+func encodeFindings(w io.Writer, output string, list []doctor.Finding) error {
+	return printData(w, output, struct {
 		Findings []doctor.Finding `json:"findings"`
 		Counts   counts           `json:"counts"`
 	}{list, count(list)})

@@ -129,7 +129,7 @@ func TestCheckWidth(t *testing.T) {
 
 func TestCheckJSON(t *testing.T) {
 	var out bytes.Buffer
-	err := encodeFindings(&out, []doctor.Finding{{Check: "a", Level: doctor.OK, Text: "b > c"}, {Check: "d", Level: doctor.Fail, Text: "e", Remedy: "f;\ng;"}})
+	err := encodeFindings(&out, "json", []doctor.Finding{{Check: "a", Level: doctor.OK, Text: "b > c"}, {Check: "d", Level: doctor.Fail, Text: "e", Remedy: "f;\ng;"}})
 	const want = `{"findings":[{"check":"a","level":"OK","text":"b > c"},{"check":"d","level":"FAIL","text":"e","remedy":"f;\ng;"}],"counts":{"ok":1,"warn":0,"fail":1,"skip":0}}`
 	if got := regexp.MustCompile(`\n *|(:) `).ReplaceAllString(out.String(), "$1"); err != nil || got != want {
 		t.Errorf("%v: got %s", err, got)

@@ -88,7 +88,7 @@ scripts. It runs beside the database and changes nothing in it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(runCommand(), checkCommand(), backfillCommand(), reconcileCommand(), versionCommand(), demoCommand())
+	root.AddCommand(runCommand(), checkCommand(), executionsCommand(), replaysCommand(), backfillCommand(), reconcileCommand(), journalCommand(), versionCommand(), demoCommand())
 	finish(root)
 	return root
 }
@@ -103,11 +103,19 @@ func finish(c *cobra.Command) {
 		}
 		return nil
 	}
-	c.Flags().VisitAll(func(f *pflag.Flag) { f.Usage += " [$" + variable(f.Name) + "]" })
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Annotations[typed] == nil {
+			f.Usage += " [$" + variable(f.Name) + "]"
+		}
+	})
 	for _, below := range c.Commands() {
 		finish(below)
 	}
 }
+
+// typed marks flags that the environment does not set: what selects executions. A
+// script that Billhook runs has BILLHOOK_HANDLER and others in its environment.
+const typed = "typed"
 
 // variable is the environment variable of a flag: BILLHOOK_CONFIG of --config.
 func variable(flag string) string {
@@ -119,7 +127,7 @@ func fromEnvironment(flags *pflag.FlagSet) error {
 	var errs []error
 	flags.VisitAll(func(f *pflag.Flag) {
 		value, ok := os.LookupEnv(variable(f.Name))
-		if f.Changed || !ok || f.Name == "help" {
+		if f.Changed || !ok || f.Name == "help" || f.Annotations[typed] != nil {
 			return
 		}
 		if err := flags.Set(f.Name, value); err != nil {

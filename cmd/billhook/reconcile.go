@@ -63,8 +63,8 @@ are compared only where their entity has remember: true.`,
 			if err != nil {
 				return err
 			}
-			if output == "json" {
-				return printReconciledJSON(cmd.OutOrStdout(), r, o.Apply)
+			if output != "table" {
+				return printReconciledData(cmd.OutOrStdout(), output, r, o.Apply)
 			}
 			return printReconciled(cmd.OutOrStdout(), r, o.Apply)
 		},
@@ -77,8 +77,8 @@ are compared only where their entity has remember: true.`,
 	return cmd
 }
 
-func printReconciledJSON(w io.Writer, r app.Reconciled, applied bool) error {
-	return printJSON(w, struct {
+func printReconciledData(w io.Writer, output string, r app.Reconciled, applied bool) error {
+	return printData(w, output, struct {
 		Why      string             `json:"why,omitempty"`
 		Replaced bool               `json:"replaced,omitempty"` // another cluster, or put back: --apply needs --adopt
 		Applied  bool               `json:"applied"`

@@ -31,6 +31,7 @@ import (
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/intake"
 	"github.com/billhook/billhook/internal/journal"
+	"github.com/billhook/billhook/internal/replay"
 	"github.com/billhook/billhook/internal/replication"
 	"github.com/billhook/billhook/internal/replication/catalog"
 	"github.com/billhook/billhook/internal/replication/snapshot"
@@ -107,6 +108,7 @@ type App struct {
 	client     *replication.Client
 	intake     *intake.Intake
 	backfills  *backfill.Backfills
+	replays    *replay.Replays
 	web        *web.Server
 	listener   net.Listener
 
@@ -259,6 +261,12 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
+	a.replays, err = replay.New(replay.Options{
+		Journal: a.journal, Enqueue: a.dispatcher.Enqueue, Handlers: a.replayable, Resolve: resolver(c), Logger: a.log, Registerer: registry,
+	})
+	if err != nil {
+		return nil, err
+	}
 	// The last that can fail: what it makes in the database is not taken back later.
 	if err = a.attach(ctx, attached); err != nil {
 		return nil, err
@@ -269,7 +277,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 
 	a.web = web.New(web.Options{
 		Journal: a.journal, Handlers: a.faring,
-		Status: a.status, Backfills: a.backfills,
+		Status: a.status, Backfills: a.backfills, Replays: a.replays,
 		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})
 	return a, nil
@@ -317,6 +325,15 @@ func (a *App) listeners() []backfill.Handler {
 	var out []backfill.Handler
 	for _, h := range *a.handlers.Load() {
 		out = append(out, backfill.Handler{ID: h.ID, Listens: h.Matches, Gone: h.Status == dispatch.Archived})
+	}
+	return out
+}
+
+// replayable are the handlers as a replay must know them.
+func (a *App) replayable() []replay.Handler {
+	var out []replay.Handler
+	for _, h := range *a.handlers.Load() {
+		out = append(out, replay.Handler{ID: h.ID, Gone: h.Status == dispatch.Archived})
 	}
 	return out
 }
@@ -395,6 +412,7 @@ func (a *App) Run(ctx context.Context) error {
 	})
 	stopFill := start("fill", a.fill)
 	stopBackfill := start("backfill", a.backfills.Run)
+	stopReplay := start("replay", a.replays.Run)
 	stopReload := start("reload", a.watch)
 	stopRetention := start("retention", a.expire)
 
@@ -410,6 +428,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	stopReload()
 	stopRetention()
+	stopReplay()
 	stopBackfill()
 	stopFill()
 	stopStream()

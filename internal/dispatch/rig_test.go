@@ -120,7 +120,7 @@ func (r *rig) stop() {
 		<-r.ended
 		r.cancel = nil
 	}
-	if err := r.j.Verify(context.Background()); err != nil {
+	if err := r.j.Verify(context.Background(), nil); err != nil {
 		r.t.Error(err)
 	}
 	if err := r.j.Close(); err != nil {

@@ -171,7 +171,7 @@ func testMasks(t *testing.T, identity string) {
 		}
 		return ""
 	})
-	for _, page := range []string{"/", "/metrics", "/readyz", "/healthz", "/api/v1/status", "/api/v1/handlers"} {
+	for _, page := range []string{"/", "/metrics", "/readyz", "/healthz", "/api/v1/status", "/api/v1/handlers", "/api/v1/executions.ndjson", "/api/v1/executions.ndjson?full=true"} {
 		_, body, err := in.get(page)
 		if err != nil {
 			t.Fatal(err)

@@ -23,6 +23,7 @@ const (
 	positionV1 = 1
 	bucketV1   = 1
 	stageV1    = 1
+	replayV1   = 1
 )
 
 var errShort = errors.New("value is cut short or has bytes to spare")
@@ -227,9 +228,12 @@ func appendRow(b []byte, x *Execution) []byte {
 	b = appendString(b, x.Lane)
 	b = appendString(b, x.LastReason)
 	b = appendString(b, x.LastError)
-	if x.Uncounted > 0 || x.DeadOf > 0 {
+	if x.Uncounted > 0 || x.DeadOf > 0 || x.Replay > 0 {
 		b = binary.AppendUvarint(b, uint64(x.Uncounted))
 		b = binary.AppendUvarint(b, x.DeadOf)
+	}
+	if x.Replay > 0 {
+		b = binary.AppendUvarint(b, x.Replay)
 	}
 	return b
 }
@@ -258,6 +262,9 @@ func decodeRow(id uint64, value []byte) (Execution, error) {
 	}
 	if c.more() {
 		x.Uncounted, x.DeadOf = int(c.uvarint()), c.uvarint()
+	}
+	if c.more() {
+		x.Replay = c.uvarint()
 	}
 	err := c.done()
 	if err == nil && !x.Status.Valid() {

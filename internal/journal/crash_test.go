@@ -280,6 +280,7 @@ func TestPowerLoss(t *testing.T) {
 			t.Fatal(err)
 		}
 		fs = clone
+		lookOnly(t, fs)
 		j, err := Open(Options{Path: "j", FS: fs})
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)

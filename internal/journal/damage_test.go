@@ -133,7 +133,7 @@ func flipBytes(t *testing.T, base *vfs.MemFS, wasKilled bool) {
 				said["open"]++
 				continue
 			}
-			err = j.Verify(t.Context())
+			err = j.Verify(t.Context(), nil)
 			p, _ := j.Position()
 			lost := 80 - int(p.CommitLSN/100)
 			switch {

@@ -56,6 +56,9 @@ func (j *Journal) newEdit(size int) *edit {
 func (j *Journal) applied(size int, fill func(*edit) error) (*edit, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.o.ReadOnly {
+		return nil, fmt.Errorf("journal %s is open for reading only", j.o.Path)
+	}
 	e := j.newEdit(size)
 	err := fill(e)
 	if err == nil {

@@ -75,6 +75,8 @@ type Execution struct {
 	Priority int
 	// ReplayOf is the execution that this one repeats, 0 for a first one.
 	ReplayOf uint64
+	// Replay is the last execution that repeats this one, 0 for none.
+	Replay uint64
 	// DeadOf is the execution whose end as Dead this one is to tell of, 0 for none.
 	DeadOf uint64
 

@@ -75,6 +75,33 @@ type folder struct {
 	lock  io.Closer
 }
 
+// lookIntoFolder locks a folder that is there and changes nothing in it.
+func lookIntoFolder(fsys vfs.FS, path string) (_ *folder, err error) {
+	f := &folder{fs: fsys, path: path}
+	text, err := f.read(stampFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no journal in %s: it has no file %s", path, stampFile)
+	}
+	if err != nil {
+		return nil, f.refused("read "+stampFile, err)
+	}
+	if f.lock, err = fsys.Lock(fsys.PathJoin(path, lockFile)); err != nil {
+		return nil, f.locked(err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.lock.Close())
+		}
+	}()
+	if err := f.judge(text); err != nil {
+		return nil, err
+	}
+	if f.fresh() {
+		return nil, fmt.Errorf("the journal in %s was never made to the end: it is empty, and billhook run makes it anew", path)
+	}
+	return f, nil
+}
+
 // openFolder makes the folder if it is missing, refuses it if it is something
 // else, and locks it.
 func openFolder(fsys vfs.FS, path string) (_ *folder, err error) {
@@ -113,10 +140,7 @@ func openFolder(fsys vfs.FS, path string) (_ *folder, err error) {
 		return nil, fmt.Errorf("%s is not a journal: it holds %q; set journal.path to an empty or new folder", path, foreign)
 	}
 	if f.lock, err = fsys.Lock(fsys.PathJoin(path, lockFile)); err != nil {
-		if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
-			return nil, f.refused("lock the folder", err)
-		}
-		return nil, fmt.Errorf("journal %s is in use%s; stop it first, or set another journal.path: %w", path, f.owner(), err)
+		return nil, f.locked(err)
 	}
 	defer func() {
 		if err != nil {
@@ -132,17 +156,33 @@ func openFolder(fsys vfs.FS, path string) (_ *folder, err error) {
 		if err != nil {
 			return nil, f.refused("read "+stampFile, err)
 		}
-		if f.stamp, err = parseStamp(text); err != nil {
-			return nil, fmt.Errorf("%w: %s in journal %s: %w; restore the folder from a backup, or set journal.path to an empty folder", ErrDamaged, stampFile, path, err)
+		if err := f.judge(text); err != nil {
+			return nil, err
 		}
-	}
-	if f.stamp.format != formatVersion {
-		return nil, fmt.Errorf("%w: journal %s has format %d, this billhook reads format %d; run the billhook that wrote it, or set journal.path to an empty folder", ErrFormat, path, f.stamp.format, formatVersion)
 	}
 	if err := f.replace(ownerFile, fmt.Sprintf("%d\n", syscall.Getpid())); err != nil {
 		return nil, f.refused("write the folder", err)
 	}
 	return f, nil
+}
+
+// judge reads the stamp and refuses what this binary does not read.
+func (f *folder) judge(text string) (err error) {
+	if f.stamp, err = parseStamp(text); err != nil {
+		return fmt.Errorf("%w: %s in journal %s: %w; restore the folder from a backup, or set journal.path to an empty folder", ErrDamaged, stampFile, f.path, err)
+	}
+	if f.stamp.format != formatVersion {
+		return fmt.Errorf("%w: journal %s has format %d, this billhook reads format %d; run the billhook that wrote it, or set journal.path to an empty folder", ErrFormat, f.path, f.stamp.format, formatVersion)
+	}
+	return nil
+}
+
+// locked words a failure to lock the folder.
+func (f *folder) locked(err error) error {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return f.refused("lock the folder", err)
+	}
+	return fmt.Errorf("journal %s is %w by %s; stop it first, or set another journal.path: %w", f.path, ErrInUse, f.owner(), err)
 }
 
 // makeFolder makes a folder and those above it that are missing, and sees to it
@@ -223,9 +263,9 @@ func (f *folder) read(name string) (string, error) {
 func (f *folder) owner() string {
 	text, err := f.read(ownerFile)
 	if pid := strings.TrimSpace(text); err == nil && pid != "" {
-		return " by process " + pid
+		return "process " + pid
 	}
-	return " by another process"
+	return "another process"
 }
 
 // refused words a failure to touch the folder, with the user who was refused.

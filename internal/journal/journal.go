@@ -50,6 +50,8 @@ var (
 	ErrDamaged = errors.New("journal damaged")
 	// ErrFormat: the store has a format of another version.
 	ErrFormat = errors.New("unknown journal format")
+	// ErrInUse: another process has the journal.
+	ErrInUse = errors.New("in use")
 	// ErrNotFound: no such event or execution, or retention has dropped it.
 	ErrNotFound = errors.New("not found in the journal")
 	// ErrFinal: the execution's status is final.
@@ -78,6 +80,9 @@ type Options struct {
 	// MinFree is the number of free bytes on the disk below which intake is
 	// refused; attempts are recorded down to a quarter of it. 0: 512 MiB.
 	MinFree uint64
+	// ReadOnly changes nothing in the folder: what a kill has left half-done stays so,
+	// and every write is an error. Nobody else may have the journal all the same.
+	ReadOnly bool
 	// Now tells the time. nil: time.Now.
 	Now func() time.Time
 	// OnDurable is called after a commit of intake is durable, in the order of
@@ -199,7 +204,12 @@ func Open(o Options) (*Journal, error) {
 	j.space = space{disk: j.disk, path: o.Path, now: time.Now}
 
 	var err error
-	if j.folder, err = openFolder(o.FS, o.Path); err != nil {
+	if o.ReadOnly {
+		j.folder, err = lookIntoFolder(o.FS, o.Path)
+	} else {
+		j.folder, err = openFolder(o.FS, o.Path)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := j.open(); err != nil {
@@ -268,6 +278,7 @@ func (j *Journal) openStore(exists bool) (err error) {
 		Logger:             storeLog{j},
 		LoggerAndTracer:    storeLog{j},
 		ErrorIfNotExists:   exists,
+		ReadOnly:           j.o.ReadOnly,
 		FormatMajorVersion: storeFormat,
 		CacheSize:          j.o.Cache,
 		MemTableSize:       j.o.memTable,
@@ -341,7 +352,11 @@ func (j *Journal) load() error {
 			j.lastEvent = id
 		}
 	}
-	if err := j.finishStage(); err != nil {
+	if j.o.ReadOnly {
+		if j.stage != nil {
+			j.lastEvent = j.stage.after // its events are not counted yet
+		}
+	} else if err := j.finishStage(); err != nil {
 		return err
 	}
 	j.durable.Store(j.nextID - 1)

@@ -39,7 +39,7 @@ func open(t testing.TB, set func(*Options)) *Journal {
 
 func verify(t testing.TB, j *Journal) {
 	t.Helper()
-	if err := j.Verify(t.Context()); err != nil {
+	if err := j.Verify(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -16,6 +16,7 @@ const (
 	spaceLog     = 'L' // everything that retention drops: number, one of the log* bytes, ...
 	spaceMemory  = 'm' // memory, by the caller's key
 	spacePending = 'p' // pending executions by lane: lane, execution
+	spaceReplay  = 'r' // what is kept of replays: number
 	spaceStage   = 's' // an unfinished large transaction, see stage.go
 )
 
@@ -98,6 +99,10 @@ func appendCountKey(k []byte, bucket uint32, hs HandlerStatus) []byte {
 
 func appendSpanKey(k []byte, bucket, run uint32) []byte {
 	return binary.BigEndian.AppendUint32(appendLog(k, bucket, logSpan), run)
+}
+
+func appendReplayKey(k []byte, number uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(k, spaceReplay), number)
 }
 
 func appendStatusList(k []byte, bucket uint32, hs HandlerStatus) []byte {

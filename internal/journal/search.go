@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,8 +22,13 @@ type Query struct {
 	Since   time.Time // journaled at or after
 	Until   time.Time // journaled before
 	Text    string    // in LastError, letter case aside
-	Before  uint64    // cursor: only IDs below; 0: from the newest
-	Limit   int       // of the page; 0: 50
+	After   uint64    // only IDs above
+	Before  uint64    // only IDs below; 0: all
+	// Unreplayed leaves out those that were replayed already.
+	Unreplayed bool
+	// Oldest turns the order about: the oldest first.
+	Oldest bool
+	Limit  int // of the page; 0: 50
 }
 
 const (
@@ -35,12 +41,12 @@ const (
 )
 
 // Executions returns a page of the executions that q selects, newest first, and
-// the cursor of the next page: the Before to ask with, 0 when there is no more.
-// With Text a page may be short, or empty, and yet have a next one.
+// the cursor of the next page: the Before to ask with, or the After when the oldest
+// come first; 0 when there is no more. With Text or Unreplayed a page may be short,
+// or empty, and yet have a next one.
 //
-// It walks the posting lists of all criteria at once, from the newest execution
-// down, each list jumping to where another one is, and reads only rows that all
-// of them name.
+// It walks the posting lists of all criteria at once, from one end, each list
+// jumping to where another one is, and reads only rows that all of them name.
 func (j *Journal) Executions(ctx context.Context, q Query) (page []Execution, next uint64, err error) {
 	if err := j.enter(); err != nil {
 		return nil, 0, err
@@ -53,17 +59,20 @@ func (j *Journal) Executions(ctx context.Context, q Query) (page []Execution, ne
 	vs, snap := j.views()
 	defer snap.Close()
 	s := &search{ctx: ctx, q: q, r: snap, rows: searchRows}
-	top := q.Before
-	for i := len(vs) - 1; i >= 0; i-- {
+	if !q.Oldest {
+		slices.Reverse(vs)
+	}
+	for i := range vs {
 		v := &vs[i]
-		end := v.end
-		if top != 0 && top < end {
-			end = top
+		s.low, s.high = max(v.first, q.After+1), v.end
+		if q.Before != 0 {
+			s.high = min(s.high, q.Before)
 		}
-		if end <= v.first {
+		if s.high <= s.low {
 			continue
 		}
-		more, err := s.bucket(v, end-1)
+		s.high--
+		more, err := s.bucket(v)
 		if err != nil {
 			return nil, 0, fmt.Errorf("search executions: %w", err)
 		}
@@ -81,11 +90,13 @@ type search struct {
 	page  []Execution
 	rows  int // that may still be read
 	steps int
+	low   uint64 // the IDs of the bucket that are searched
+	high  uint64
 }
 
-// bucket searches one bucket from the ID id down. It returns the cursor when the
+// bucket searches one bucket between low and high. It returns the cursor when the
 // page is full or the rows are used up, else 0.
-func (s *search) bucket(v *view, id uint64) (next uint64, err error) {
+func (s *search) bucket(v *view) (next uint64, err error) {
 	terms, some := s.terms(v)
 	if !some {
 		return 0, nil
@@ -95,6 +106,10 @@ func (s *search) bucket(v *view, id uint64) (next uint64, err error) {
 			err = errors.Join(err, t.close())
 		}
 	}()
+	id := s.high
+	if s.q.Oldest {
+		id = s.low
+	}
 	for {
 		at, ok, err := s.candidate(v, terms, id)
 		if !ok || err != nil {
@@ -102,6 +117,9 @@ func (s *search) bucket(v *view, id uint64) (next uint64, err error) {
 		}
 		id = at
 		if s.rows == 0 {
+			if s.q.Oldest {
+				return id - 1, nil
+			}
 			return id + 1, nil
 		}
 		s.rows--
@@ -115,35 +133,43 @@ func (s *search) bucket(v *view, id uint64) (next uint64, err error) {
 				return id, nil
 			}
 		}
-		if id == v.first {
+		switch {
+		case s.q.Oldest && id == s.high, !s.q.Oldest && id == s.low:
 			return 0, nil
+		case s.q.Oldest:
+			id++
+		default:
+			id--
 		}
-		id--
 	}
 }
 
-// candidate returns the greatest ID at or below id that all terms name and that
-// may have been created in time.
+// candidate returns the first ID from id on, in the order of the search, that all
+// terms name and that may have been created in time.
 func (s *search) candidate(v *view, terms []*term, id uint64) (uint64, bool, error) {
 	for {
 		if s.steps++; s.steps%searchSteps == 0 && s.ctx.Err() != nil {
 			return 0, false, context.Cause(s.ctx)
 		}
 		at := id
-		for at >= v.first && !s.q.overlaps(v.spans[(at-v.first)/spanIDs]) {
+		for !s.q.overlaps(v.spans[(at-v.first)/spanIDs]) {
 			run := (at - v.first) / spanIDs
-			if run == 0 {
+			switch {
+			case s.q.Oldest:
+				at = v.first + (run+1)*spanIDs
+			case run == 0:
+				return 0, false, nil
+			default:
+				at = v.first + run*spanIDs - 1
+			}
+			if at < s.low || at > s.high {
 				return 0, false, nil
 			}
-			at = v.first + run*spanIDs - 1
-		}
-		if at < v.first {
-			return 0, false, nil
 		}
 		agreed := true
 		for _, t := range terms {
-			found, ok, err := t.seek(s.r, at)
-			if !ok || err != nil {
+			found, ok, err := t.seek(s.r, at, s.q.Oldest)
+			if !ok || err != nil || found < s.low || found > s.high {
 				return 0, false, err
 			}
 			if found != at {
@@ -171,6 +197,7 @@ func (q *Query) matches(x *Execution) bool {
 		(q.Lane == "" || x.Lane == q.Lane) &&
 		(q.Since.IsZero() || !x.Created.Before(q.Since)) &&
 		(q.Until.IsZero() || x.Created.Before(q.Until)) &&
+		(!q.Unreplayed || x.Replay == 0) &&
 		(q.Text == "" || strings.Contains(strings.ToLower(x.LastError), q.Text))
 }
 
@@ -203,18 +230,19 @@ func (s *search) terms(v *view) (terms []*term, some bool) {
 // term is one criterion: an execution meets it that is in any of its lists.
 type term struct{ lists []*list }
 
-// seek returns the greatest ID at or below id. Calls descend.
-func (t *term) seek(r pebble.Reader, id uint64) (greatest uint64, ok bool, err error) {
+// seek returns the greatest ID at or below id, or going up the least at or above.
+// Calls go on in one direction.
+func (t *term) seek(r pebble.Reader, id uint64, up bool) (nearest uint64, ok bool, err error) {
 	for _, l := range t.lists {
-		at, found, err := l.seek(r, id)
+		at, found, err := l.seek(r, id, up)
 		if err != nil {
 			return 0, false, err
 		}
-		if found && (!ok || at > greatest) {
-			greatest, ok = at, true
+		if found && (!ok || up == (at < nearest)) {
+			nearest, ok = at, true
 		}
 	}
-	return greatest, ok, nil
+	return nearest, ok, nil
 }
 
 func (t *term) close() (err error) {
@@ -226,7 +254,7 @@ func (t *term) close() (err error) {
 	return err
 }
 
-// list is a posting list, read from its greatest ID down.
+// list is a posting list, read from one end.
 type list struct {
 	prefix []byte
 	key    []byte // scratch
@@ -235,26 +263,37 @@ type list struct {
 	valid  bool
 }
 
-func (l *list) seek(r pebble.Reader, id uint64) (uint64, bool, error) {
-	if l.it == nil {
+func (l *list) seek(r pebble.Reader, id uint64, up bool) (uint64, bool, error) {
+	short := func() bool { return l.at > id }
+	step, jump := (*pebble.Iterator).Prev, (*pebble.Iterator).SeekLT
+	from := id + 1
+	if up {
+		short = func() bool { return l.at < id }
+		step, jump = (*pebble.Iterator).Next, (*pebble.Iterator).SeekGE
+		from = id
+	}
+	switch {
+	case l.it == nil:
 		lower, upper := bounds(l.prefix)
 		it, err := r.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 		if err != nil {
 			return 0, false, err
 		}
-		l.it = it
-		l.valid, l.at = true, ^uint64(0)
-	} else if l.valid && l.at > id {
+		l.it, l.valid = it, true
+	case l.valid && short():
 		// Neighbours are one step away.
-		if l.valid = l.it.Prev(); l.valid {
+		if l.valid = step(l.it); l.valid {
 			l.at = idOf(l.it.Key())
 		}
+		if !l.valid || !short() {
+			return l.at, l.valid, l.it.Error()
+		}
+	default:
+		return l.at, l.valid, l.it.Error()
 	}
-	if l.valid && l.at > id {
-		l.key = appendID(append(l.key[:0], l.prefix...), id+1)
-		if l.valid = l.it.SeekLT(l.key); l.valid {
-			l.at = idOf(l.it.Key())
-		}
+	l.key = appendID(append(l.key[:0], l.prefix...), from)
+	if l.valid = jump(l.it, l.key); l.valid {
+		l.at = idOf(l.it.Key())
 	}
 	return l.at, l.valid, l.it.Error()
 }

@@ -21,9 +21,12 @@ func (m *model) brute(q Query) []uint64 {
 	q.Text = strings.ToLower(q.Text)
 	var list []uint64
 	for _, x := range slices.Backward(m.executions) {
-		if (q.Before == 0 || x.ID < q.Before) && q.matches(&x) {
+		if x.ID > q.After && (q.Before == 0 || x.ID < q.Before) && q.matches(&x) {
 			list = append(list, x.ID)
 		}
+	}
+	if q.Oldest {
+		slices.Reverse(list)
 	}
 	return list
 }
@@ -49,6 +52,13 @@ func pages(t testing.TB, j *Journal, q Query, n int) (list []uint64, more bool) 
 		list = append(list, ids(page)...)
 		if next == 0 {
 			return list, false
+		}
+		if q.Oldest {
+			if next <= q.After {
+				t.Fatalf("cursor %d after %d", next, q.After)
+			}
+			q.After = next
+			continue
 		}
 		if q.Before != 0 && next >= q.Before {
 			t.Fatalf("cursor %d after %d", next, q.Before)
@@ -110,11 +120,25 @@ func TestSearch(t *testing.T) {
 		}
 		record(t, j, Outcome{Execution: x.ID, Status: x.Status, Error: x.LastError})
 	}
+	for range 100 {
+		x := &m.executions[r.IntN(len(m.executions))]
+		if x.Status.Open() {
+			continue
+		}
+		q, err := j.Requeue(t.Context(), []uint64{x.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.Replay = q[0].Execution
+		again := *x
+		again.ID, again.ReplayOf, again.Replay, again.Status, again.LastError, again.Created = x.Replay, x.ID, 0, Pending, "", now
+		m.executions = append(m.executions, again)
+	}
 	verify(t, j)
 	span := now.Sub(epoch)
-	queries := 150
+	queries := 300
 	if testing.Short() {
-		queries = 60
+		queries = 100
 	}
 	for range queries {
 		q := Query{Limit: 1 + r.IntN(200)}
@@ -145,6 +169,10 @@ func TestSearch(t *testing.T) {
 		if r.IntN(4) == 0 {
 			q.Before = uint64(r.IntN(len(m.executions)))
 		}
+		if r.IntN(4) == 0 {
+			q.After = uint64(r.IntN(len(m.executions)))
+		}
+		q.Oldest, q.Unreplayed = r.IntN(2) == 0, r.IntN(4) == 0
 		got, more := pages(t, j, q, 10)
 		want := m.brute(q)
 		if more && len(got) < len(want) {

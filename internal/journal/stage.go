@@ -187,6 +187,10 @@ func (j *Journal) loadStage() error {
 	if err = errors.Join(err, closer.Close()); err != nil {
 		return err
 	}
+	if !s.merging && j.o.ReadOnly {
+		j.setStage(s)
+		return nil
+	}
 	if !s.merging {
 		e, err := j.applied(0, func(e *edit) error { return e.discardStage(s) })
 		if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// moveSize is the number of executions that one commit of Hold, Unhold, Cancel or
-// Requeue changes, so that attempts and intake get their turn.
+// moveSize is the number of executions that one commit of Hold, Unhold, Cancel or a
+// replay changes, so that attempts and intake get their turn.
 const moveSize = 500
 
 // Hold turns the pending executions of a disabled handler into held ones and
@@ -122,75 +122,4 @@ func (e *edit) move(bk *bucket, handler int, from, to Status, next uint64) (uint
 		return 0, moved, nil
 	}
 	return last + 1, moved, nil
-}
-
-// Requeue replays executions that are final: for each it makes a new pending
-// execution of the same event for the same handler, whose ReplayOf is the old
-// one, at the end of its lane, and returns the new ones in the order of ids. It
-// works in several commits; an error comes with those that were done.
-func (j *Journal) Requeue(ctx context.Context, ids []uint64) ([]Queued, error) {
-	if err := j.enter(); err != nil {
-		return nil, err
-	}
-	defer j.leave()
-	var q []Queued
-	for len(ids) > 0 {
-		if ctx.Err() != nil {
-			return q, context.Cause(ctx)
-		}
-		n := min(moveSize, len(ids))
-		start := time.Now()
-		e, err := j.applied(0, func(e *edit) error {
-			if err := j.room(n*1024, j.o.MinFree/4); err != nil {
-				return err
-			}
-			for _, id := range ids[:n] {
-				if err := e.replay(id); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err == nil {
-			err = e.wait()
-		}
-		if err != nil {
-			return q, fmt.Errorf("replay: %w", err)
-		}
-		j.metrics.commit.WithLabelValues("status").Observe(time.Since(start).Seconds())
-		j.raise(e.next - 1)
-		q = append(q, e.queued...)
-		ids = ids[n:]
-	}
-	return q, nil
-}
-
-func (e *edit) replay(id uint64) error {
-	_, old, err := e.j.execution(e.j.db, id)
-	if err != nil {
-		return err
-	}
-	if old.Status.Open() {
-		return fmt.Errorf("execution %d is %v; only a final one can be replayed", id, old.Status)
-	}
-	return e.again(&old, Execution{Handler: old.Handler, Priority: old.Priority, ReplayOf: old.ID, DeadOf: old.DeadOf, Status: Pending})
-}
-
-// again makes another execution of old's event, at the end of its lane.
-func (e *edit) again(old *Execution, x Execution) error {
-	// The new execution may outlive the bucket of its event, so it takes a copy
-	// along.
-	if bk := e.current(); e.j.buckets.Load().home(old.Event) != bk {
-		value, err := e.j.eventRow(e.j.db, old.Event)
-		if err != nil {
-			return err
-		}
-		e.key = appendEventKey(e.key[:0], bk.number, old.Event)
-		if err := e.set(value); err != nil {
-			return err
-		}
-	}
-	x.Event, x.Type, x.Object, x.Lane = old.Event, old.Type, old.Object, old.Lane
-	x.Created, x.CommitTime = e.j.now(), old.CommitTime
-	return e.create(&x)
 }

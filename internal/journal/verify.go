@@ -18,13 +18,15 @@ import (
 // can be read, every execution has its event, every pending one is in its lane
 // and in the posting lists and nothing else is, counts are right, no event is
 // above the position. It returns an error that wraps ErrDamaged and names the
-// first things found wrong. It may run while the journal is in use.
-func (j *Journal) Verify(ctx context.Context) error {
+// first things found wrong. It may run while the journal is in use. Unless progress
+// is nil it is called now and then with how many keys were read so far; some are
+// read twice.
+func (j *Journal) Verify(ctx context.Context, progress func(keys int64)) error {
 	if err := j.enter(); err != nil {
 		return err
 	}
 	defer j.leave()
-	v := &verifier{ctx: ctx, j: j}
+	v := &verifier{ctx: ctx, j: j, progress: progress}
 	j.mu.Lock()
 	v.list, v.next, v.last = *j.buckets.Load(), j.nextID, j.lastEvent
 	for _, bk := range v.list {
@@ -64,7 +66,9 @@ type verifier struct {
 	next   uint64
 	last   event.ID
 	found  []error
-	n      int
+	n      int64
+
+	progress func(keys int64)
 }
 
 var errEnough = errors.New("enough found")
@@ -79,8 +83,13 @@ func (v *verifier) bad(format string, args ...any) error {
 
 func (v *verifier) scan(prefix []byte, f func(k, v []byte) error) error {
 	return scan(v.r, prefix, func(k, val []byte) error {
-		if v.n++; v.n%4096 == 0 && v.ctx.Err() != nil {
-			return context.Cause(v.ctx)
+		if v.n++; v.n%4096 == 0 {
+			if v.ctx.Err() != nil {
+				return context.Cause(v.ctx)
+			}
+			if v.progress != nil {
+				v.progress(v.n)
+			}
 		}
 		return f(k, val)
 	})
@@ -391,10 +400,14 @@ func (v *verifier) known() error {
 	for _, bk := range v.list {
 		buckets[bk.number] = true
 	}
-	return v.scan(nil, func(k, _ []byte) error {
+	return v.scan(nil, func(k, val []byte) error {
 		switch k[0] {
 		case spaceMemory, spacePending, spaceBucket:
 			return nil
+		case spaceReplay:
+			if len(k) == 9 && len(val) > 0 && val[0] == replayV1 {
+				return nil
+			}
 		case spaceMeta:
 			if bytes.Equal(k, keyPosition) || bytes.Equal(k, keyStage) {
 				return nil

@@ -75,6 +75,10 @@ func arrows() []arrow {
 			reason: "billing derives events; who keeps them and who is told is decided elsewhere",
 		},
 		{
+			from: "internal/replay", to: []string{"internal/dispatch/...", "internal/replication/...", "internal/intake/...", "internal/web/..."},
+			reason: "a replay makes executions in the journal and tells whoever it is given; when they are made is not its affair",
+		},
+		{
 			from: "internal/web/...", to: []string{"internal/dispatch/...", "internal/replication/...", "internal/billing/...", "internal/intake/..."},
 			reason: "web reads the journal and writes only through small interfaces that it declares",
 		},

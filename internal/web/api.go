@@ -73,6 +73,8 @@ type executionJSON struct {
 	Finished   *time.Time `json:"finished,omitempty"`
 	CommitTime *time.Time `json:"commit_time,omitempty"`
 	ReplayOf   uint64     `json:"replay_of,omitempty"`
+	ReplayedAs uint64     `json:"replayed_as,omitempty"` // the last execution that repeats this one
+	DeadOf     uint64     `json:"dead_of,omitempty"`     // the dead one that this one tells of
 	Error      string     `json:"error,omitempty"`
 	Reason     string     `json:"reason,omitempty"`
 	Code       *int       `json:"code,omitempty"`
@@ -99,7 +101,7 @@ func executionOf(x journal.Execution) executionJSON {
 		ID: x.ID, Event: x.Event.String(), Type: x.Type, Object: x.Object, Lane: x.Lane,
 		Handler: x.Handler, Priority: x.Priority, Status: x.Status.String(), Attempts: x.Attempts,
 		NextAt: moment(x.NextAt), Created: moment(x.Created), Finished: moment(x.Finished), CommitTime: moment(x.CommitTime),
-		ReplayOf: x.ReplayOf, Error: x.LastError, Reason: string(x.LastReason), Code: code(x.LastCode, x.Attempts),
+		ReplayOf: x.ReplayOf, ReplayedAs: x.Replay, DeadOf: x.DeadOf, Error: x.LastError, Reason: string(x.LastReason), Code: code(x.LastCode, x.Attempts),
 		Duration: x.LastDuration.Seconds(),
 	}
 }
@@ -135,14 +137,29 @@ func parseQuery(v url.Values) (journal.Query, error) {
 			q.Since, err = time.Parse(time.RFC3339, value)
 		case "until":
 			q.Until, err = time.Parse(time.RFC3339, value)
+		case "replayed":
+			if value != "false" {
+				err = errors.New("want false, which leaves out what was replayed already")
+			}
+			q.Unreplayed = true
 		case "before":
 			q.Before, err = strconv.ParseUint(value, 10, 64)
+		case "after":
+			q.After, err = strconv.ParseUint(value, 10, 64)
+		case "order":
+			switch value {
+			case "oldest":
+				q.Oldest = true
+			case "newest":
+			default:
+				err = errors.New("want oldest or newest")
+			}
 		case "limit":
 			if q.Limit, err = strconv.Atoi(value); err == nil && (q.Limit < 1 || q.Limit > maxPage) {
 				err = fmt.Errorf("want 1 to %d", maxPage)
 			}
 		default:
-			return q, fmt.Errorf("%s is no filter; there are handler, event, status, object, lane, text, since, until, before and limit", name)
+			return q, fmt.Errorf("%s is no filter; there are handler, event, status, object, lane, text, since, until, replayed, before, after, order and limit", name)
 		}
 		if err != nil {
 			return q, fmt.Errorf("%s=%s: %w", name, value, err)
@@ -207,17 +224,25 @@ func (s *Server) execution(w http.ResponseWriter, r *http.Request) {
 		s.broken(w, r, err)
 		return
 	}
-	attempts, err := s.opts.Journal.Attempts(id)
+	full, err := s.fullOf(x)
 	if err != nil {
 		s.broken(w, r, err)
 		return
+	}
+	answer(w, http.StatusOK, full)
+}
+
+// details reads what is kept of an execution beside its row.
+func (s *Server) details(x journal.Execution) (payload json.RawMessage, rows []attemptJSON, err error) {
+	attempts, err := s.opts.Journal.Attempts(x.ID)
+	if err != nil {
+		return nil, nil, err
 	}
 	e, err := s.opts.Journal.Event(x.Event)
 	if err != nil {
-		s.broken(w, r, err)
-		return
+		return nil, nil, err
 	}
-	rows := make([]attemptJSON, 0, len(attempts))
+	rows = make([]attemptJSON, 0, len(attempts))
 	for _, a := range attempts {
 		outcome := "retry"
 		switch {
@@ -232,9 +257,7 @@ func (s *Server) execution(w http.ResponseWriter, r *http.Request) {
 			Request: exchangeOf(a.Request), Response: exchangeOf(a.Response),
 		})
 	}
-	answer(w, http.StatusOK, map[string]any{
-		"execution": executionOf(x), "attempts": rows, "payload": json.RawMessage(e.AppendPayload(nil)),
-	})
+	return e.AppendPayload(nil), rows, nil
 }
 
 func (s *Server) broken(w http.ResponseWriter, r *http.Request, err error) {

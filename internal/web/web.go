@@ -30,6 +30,7 @@ import (
 
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/journal"
+	"github.com/billhook/billhook/internal/replay"
 )
 
 // Journal is what the faces read. *journal.Journal is one; its methods may be
@@ -88,6 +89,8 @@ type Options struct {
 	Version  string
 	// Backfills, unless nil, are begun and looked at under /api/v1/backfills.
 	Backfills Backfills
+	// Replays, unless nil, are begun and looked at under /api/v1/replays.
+	Replays Replays
 	// Status returns more of what /api/v1/status shows, by name; nil: nothing.
 	Status func() map[string]any
 	// Access lists who may look, on everything but /healthz and /readyz. Empty:
@@ -126,7 +129,15 @@ func New(o Options) *Server {
 	guarded.HandleFunc("GET /api/v1/status", s.status)
 	guarded.HandleFunc("GET /api/v1/handlers", s.handlers)
 	guarded.HandleFunc("GET /api/v1/executions", s.executions)
+	guarded.HandleFunc("GET /api/v1/executions.ndjson", s.export)
 	guarded.HandleFunc("GET /api/v1/executions/{id}", s.execution)
+	if o.Replays != nil {
+		guarded.HandleFunc("POST /api/v1/executions/{id}/replay", s.replayExecution)
+		guarded.HandleFunc("GET /api/v1/replays", s.replays)
+		guarded.HandleFunc("POST /api/v1/replays", s.startReplay)
+		guarded.HandleFunc("GET /api/v1/replays/{id}", s.replay)
+		guarded.HandleFunc("DELETE /api/v1/replays/{id}", s.cancelReplay)
+	}
 	if o.Backfills != nil {
 		guarded.HandleFunc("GET /api/v1/backfills", s.backfills)
 		guarded.HandleFunc("POST /api/v1/backfills", s.startBackfill)
@@ -230,23 +241,37 @@ func (s *Server) authorise(next http.Handler) http.Handler {
 		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		known, operator := s.allowed(r)
+		who, known := s.allowed(r)
 		switch {
 		case !known:
 			w.Header().Add("WWW-Authenticate", `Bearer realm="billhook"`)
 			w.Header().Add("WWW-Authenticate", `Basic realm="billhook"`)
 			fail(w, http.StatusUnauthorized, "a token, or a name and password, is needed")
 			return
-		case !operator && r.Method != http.MethodGet && r.Method != http.MethodHead:
+		case who.Role != operatorRole && r.Method != http.MethodGet && r.Method != http.MethodHead:
 			fail(w, http.StatusForbidden, "a viewer may only look: use a token or a user with role: operator")
 			return
 		}
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), whoKey{}, who)))
 	})
 }
 
+// The roles, as http.tokens and http.users name them.
+const (
+	operatorRole = "operator"
+	viewerRole   = "viewer"
+)
+
+type whoKey struct{}
+
+// whoOf is who asks, as far as they were asked who they are.
+func whoOf(r *http.Request) replay.By {
+	who, _ := r.Context().Value(whoKey{}).(replay.By)
+	return who
+}
+
 // allowed compares with every credential, in a time that tells nothing.
-func (s *Server) allowed(r *http.Request) (known, operator bool) {
+func (s *Server) allowed(r *http.Request) (who replay.By, known bool) {
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	name, password, _ := r.BasicAuth()
 	for _, c := range s.opts.Access {
@@ -257,10 +282,15 @@ func (s *Server) allowed(r *http.Request) (known, operator bool) {
 		if c.Password != "" {
 			ok |= same(name, c.Name) & same(password, c.Password)
 		}
-		known = known || ok == 1
-		operator = operator || ok == 1 && c.Operator
+		switch {
+		case ok == 0:
+		case c.Operator:
+			who, known = replay.By{Name: c.Name, Role: operatorRole}, true
+		case who.Role != operatorRole:
+			who, known = replay.By{Name: c.Name, Role: viewerRole}, true
+		}
 	}
-	return known, operator
+	return who, known
 }
 
 func same(given, want string) int {
