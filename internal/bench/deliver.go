@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -20,14 +21,17 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/billhook/billhook/internal/handler"
+	httphandler "github.com/billhook/billhook/internal/handler/http"
 	"github.com/billhook/billhook/internal/wal"
 )
 
 // Deliveries: source, Billhook, receiver and this program share the machine. The peer
 // is a bare net/http client that posts the same body to the same receiver, with as many
-// requests under way, and keeps nothing; for latency it is a loop that reads the stream
-// and posts each change.
+// requests under way, and keeps nothing; it is a process of its own, as Billhook is. For
+// latency it is a loop that reads the stream and posts each change.
 
 const deliverSQL = `
 CREATE PROCEDURE renames(n int, rows int) LANGUAGE plpgsql AS $$
@@ -117,39 +121,74 @@ func (s *sink) wait(ctx context.Context, p *process, n int64) error {
 	return nil
 }
 
-// bare posts n bodies, so many at a time.
-func bare(ctx context.Context, s *sink, body []byte, n, concurrency int) error {
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: concurrency}}
-	defer client.CloseIdleConnections()
+// client has another process post n bodies, so many at a time, with Billhook's handler or
+// with net/http alone.
+func client(ctx context.Context, s *sink, body []byte, n, concurrency int, bare bool) (result, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return result{}, err
+	}
+	s.reset()
+	cmd := exec.CommandContext(ctx, self, "-post", s.url(), "-changes", strconv.Itoa(n), "-at-a-time", strconv.Itoa(concurrency), fmt.Sprint("-bare=", bare))
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(body), os.Stderr
+	if err := cmd.Run(); err != nil {
+		return result{}, fmt.Errorf("client: %w", err)
+	}
+	return result{seconds: 1 / s.rate(), consumer: (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()}, nil
+}
+
+// post posts what is on standard input n times, so many at a time.
+func post(ctx context.Context, url string, n, concurrency int, bare bool) error {
+	body, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	call := alone(url, body, concurrency)
+	if !bare {
+		h, err := httphandler.New(httphandler.Options{URL: url, IdleConnections: concurrency, Version: "bench"})
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		d := handler.Delivery{Event: oldEvent(1), HandlerID: 1, Name: "Update", Attempt: 1, Body: body, ContentType: "application/json"}
+		call = func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			_, err := h.Handle(ctx, &d)
+			return err
+		}
+	}
 	var left atomic.Int64
 	left.Store(int64(n))
-	var wg sync.WaitGroup
-	failed := make(chan error, concurrency)
+	g, ctx := errgroup.WithContext(ctx)
 	for range concurrency {
-		wg.Go(func() {
+		g.Go(func() error {
 			for left.Add(-1) >= 0 {
-				req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url(), bytes.NewReader(body))
-				if err == nil {
-					req.Header.Set("Content-Type", "application/json")
-					var resp *http.Response
-					if resp, err = client.Do(req); err == nil {
-						_, _ = io.Copy(io.Discard, resp.Body) // so that the connection is used again
-						err = resp.Body.Close()
-					}
-				}
-				if err != nil {
-					failed <- err
-					return
+				if err := call(ctx); err != nil {
+					return err
 				}
 			}
+			return nil
 		})
 	}
-	wg.Wait()
-	select {
-	case err := <-failed:
-		return err
-	default:
-		return nil
+	return g.Wait()
+}
+
+// alone posts with net/http alone.
+func alone(url string, body []byte, concurrency int) func(context.Context) error {
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: concurrency}}
+	return func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		_, _ = io.Copy(io.Discard, resp.Body) // so that the connection is used again
+		return resp.Body.Close()
 	}
 }
 
@@ -233,7 +272,7 @@ func (b *bench) deliveries(ctx context.Context, table *tabwriter.Writer) error {
 		fmt.Println(w.name)
 		fmt.Fprintln(table, "\tat a time\tdeliveries/s\tratio\tCPU s/1M\tpeak MiB\t")
 		for _, c := range w.concurrency {
-			var ours, peers []result
+			var ours, peers, handlers []result
 			for range b.runs {
 				s.reset()
 				p, err := b.resume(ctx, journal, s.url(), c)
@@ -248,15 +287,27 @@ func (b *bench) deliveries(ctx context.Context, table *tabwriter.Writer) error {
 					return err
 				}
 				ours = append(ours, r)
-				s.reset()
-				if err := bare(ctx, s, *s.body.Load(), w.n, c); err != nil {
+				body := *s.body.Load()
+				if r, err = client(ctx, s, body, w.n, c, true); err != nil {
 					return err
 				}
-				peers = append(peers, result{seconds: 1 / s.rate()})
+				peers = append(peers, r)
+				if r, err = client(ctx, s, body, w.n, c, false); err != nil {
+					return err
+				}
+				handlers = append(handlers, r)
 			}
-			peer, our := median(peers), median(ours)
-			fmt.Fprintf(table, "net/http client\t%d\t%.0f\t1.00\t\t\t\n", c, 1/peer.seconds)
-			fmt.Fprintf(table, "billhook\t%d\t%.0f\t%.2f\t%.1f\t%d\t\n", c, 1/our.seconds, peer.seconds/our.seconds, our.consumer/float64(w.n)*1e6, our.rss>>20)
+			peer := median(peers)
+			for _, row := range []struct {
+				name string
+				result
+			}{{"net/http client", peer}, {"the handler, without a journal", median(handlers)}, {"billhook", median(ours)}} {
+				rss := ""
+				if row.rss > 0 {
+					rss = strconv.FormatInt(row.rss>>20, 10)
+				}
+				fmt.Fprintf(table, "%s\t%d\t%.0f\t%.2f\t%.1f\t%s\t\n", row.name, c, 1/row.seconds, peer.seconds/row.seconds, row.consumer/float64(w.n)*1e6, rss)
+			}
 		}
 		if err := errors.Join(table.Flush(), detach()); err != nil {
 			return err

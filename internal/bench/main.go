@@ -47,8 +47,15 @@ func main() {
 	flag.IntVar(&b.runs, "runs", 3, "runs per consumer; the median counts")
 	flag.StringVar(&b.only, "only", "", "run only cases whose name contains this")
 	flag.StringVar(&b.profile, "profile", "", "folder for Billhook's CPU profiles")
+	url := flag.String("post", "", "be a client: post standard input to this URL, -changes times")
+	atATime := flag.Int("at-a-time", 1, "requests of the client under way")
+	bare := flag.Bool("bare", false, "as client, use net/http alone instead of Billhook's handler")
 	flag.Parse()
-	if err := b.run(ctx); err != nil {
+	run := b.run
+	if *url != "" {
+		run = func(ctx context.Context) error { return post(ctx, *url, b.changes, *atATime, *bare) }
+	}
+	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -207,7 +214,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context, *tabwriter.Writer) error
-	}{{"deliveries", b.deliveries}, {"latency", b.latency}, {"pending", b.backlog}} {
+	}{{"deliveries", b.deliveries}, {"latency", b.latency}, {"pending", b.backlog}, {"retention", b.retention}} {
 		if !strings.Contains(part.name, b.only) {
 			continue
 		}

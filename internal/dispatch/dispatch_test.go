@@ -588,21 +588,27 @@ func TestOutcomeGivenUp(t *testing.T) {
 }
 
 func TestReadFailure(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, handlerFor(1, nil))
-		r.store = &brittle{}
-		r.start()
-		r.store.set(func() { r.store.pending = func() error { return errors.New("input/output error") } })
-		r.commit("clients.update", "a")
-		sleep(time.Minute)
-		if n := len(r.calls.take()); n != 0 {
-			t.Errorf("%d calls", n)
-		}
-		r.store.set(func() { r.store.pending = nil })
-		sleep(time.Minute)
-		want(t, "executions", r.table(), "1 h1 a succeeded 1")
-		r.quiet()
-	})
+	for _, n := range []int{1, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, handlerFor(1, nil))
+			r.store = &brittle{}
+			r.start()
+			r.store.set(func() { r.store.read = func() error { return errors.New("input/output error") } })
+			var table []string
+			for i := range n {
+				r.commit("clients.update", "a")
+				table = append(table, fmt.Sprintf("%d h1 a succeeded 1", i+1))
+			}
+			sleep(time.Minute)
+			if n := len(r.calls.take()); n != 0 {
+				t.Errorf("%d calls", n)
+			}
+			r.store.set(func() { r.store.read = nil })
+			sleep(time.Minute)
+			want(t, "executions", r.table(), table...)
+			r.quiet()
+		})
+	}
 }
 
 func TestHoldFailure(t *testing.T) {

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"errors"
 	"time"
 
 	"github.com/billhook/billhook/internal/event"
@@ -349,6 +350,21 @@ func (d *Dispatcher) reload(handler int) {
 	}
 }
 
+// pending reads the next executions of a lane. If the only one that there can be is
+// known, it is read by its id, which is cheaper than to look for it.
+func (d *Dispatcher) pending(lane string, after, only uint64) ([]journal.Execution, error) {
+	if only != 0 {
+		x, err := d.store.Execution(only)
+		if err == nil && x.Status == journal.Pending {
+			return []journal.Execution{x}, nil
+		}
+		if err != nil && !errors.Is(err, journal.ErrNotFound) {
+			return nil, err
+		}
+	}
+	return d.store.Pending(lane, after, windowSize)
+}
+
 // load reads l's head and some more, outside of the lock; l is busy. After an
 // error l is as it was.
 func (d *Dispatcher) load(l *line) error {
@@ -360,8 +376,12 @@ func (d *Dispatcher) load(l *line) error {
 		after, bound, gen := l.cursor, l.bound(), d.gen
 		var w *window
 		for w == nil && after < bound {
+			only := uint64(0)
+			if d.scanned && l.id == bound && l.id > after {
+				only = l.id
+			}
 			d.mu.Unlock()
-			page, err := d.store.Pending(l.lane.name, after, windowSize)
+			page, err := d.pending(l.lane.name, after, only)
 			d.mu.Lock()
 			if err != nil {
 				return err

@@ -407,11 +407,11 @@ func taking(d time.Duration) answer {
 // brittle is a journal whose writes fail on demand.
 type brittle struct {
 	*journal.Journal
-	mu      sync.Mutex
-	record  func(o journal.Outcome) error // before the journal
-	pending func() error
-	hold    func() error
-	event   func(id event.ID) error
+	mu     sync.Mutex
+	record func(o journal.Outcome) error // before the journal
+	read   func() error                  // of Pending and Execution
+	hold   func() error
+	event  func(id event.ID) error
 }
 
 func (b *brittle) set(f func()) {
@@ -432,16 +432,28 @@ func (b *brittle) Record(ctx context.Context, o journal.Outcome) ([]journal.Queu
 	return b.Journal.Record(ctx, o)
 }
 
-func (b *brittle) Pending(lane string, after uint64, n int) ([]journal.Execution, error) {
+func (b *brittle) failRead() error {
 	b.mu.Lock()
-	f := b.pending
+	f := b.read
 	b.mu.Unlock()
-	if f != nil {
-		if err := f(); err != nil {
-			return nil, err
-		}
+	if f == nil {
+		return nil
+	}
+	return f()
+}
+
+func (b *brittle) Pending(lane string, after uint64, n int) ([]journal.Execution, error) {
+	if err := b.failRead(); err != nil {
+		return nil, err
 	}
 	return b.Journal.Pending(lane, after, n)
+}
+
+func (b *brittle) Execution(id uint64) (journal.Execution, error) {
+	if err := b.failRead(); err != nil {
+		return journal.Execution{}, err
+	}
+	return b.Journal.Execution(id)
 }
 
 func (b *brittle) Event(id event.ID) (*event.Event, error) {
