@@ -47,15 +47,6 @@ database kept; the exit code is 0 only if they agree. Nothing is left behind.`,
 	return cmd
 }
 
-// terminal reports whether f is one that takes colours.
-func terminal(f *os.File) bool {
-	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}
-
 // attach starts Billhook in this process, as the run command does, and returns when
 // it is ready.
 func attach(ctx context.Context, c demo.AttachConfig, verbose bool) (*demo.Attached, error) {

@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 	"gopkg.in/yaml.v3"
 )
 
@@ -87,6 +88,17 @@ func yamlOf(d *json.Decoder) (*yaml.Node, error) {
 		n.Tag, n.Value = "!!null", "null"
 	}
 	return n, err
+}
+
+// terminal reports a terminal that a line can be written anew on, and coloured.
+func terminal(f *os.File) bool {
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(f)
+}
+
+// isTerminal reports a terminal.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ) // on every system that has terminals
+	return err == nil
 }
 
 // tableWidth is how wide a table may be, 0 where it is not cut: in a file or a pipe.

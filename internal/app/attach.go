@@ -72,7 +72,7 @@ func (a *App) attach(ctx context.Context, attached bool) error {
 		// Neither was there, so what is there now is ours.
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
 		defer cancel()
-		if _, undoErr := a.client.Detach(undo); undoErr != nil {
+		if _, undoErr := a.client.Detach(undo, true); undoErr != nil {
 			err = fmt.Errorf("%w\nwhat was made in the database could not be taken back: %w", err, undoErr)
 		}
 	}

@@ -707,7 +707,7 @@ func TestFootprint(t *testing.T) {
 	f.backfill(dsn, m)
 	f.settle()
 	f.stop()
-	if _, err := f.client.Detach(t.Context()); err != nil {
+	if _, err := f.client.Detach(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	done()

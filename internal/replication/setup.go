@@ -374,9 +374,9 @@ func (c *Client) dropUnfinished(ctx context.Context, finished bool) error {
 	}
 }
 
-// Detach drops the slot and then the publication, as far as they are there, and
-// returns what it dropped. A slot in use is an error, and then nothing is dropped.
-func (c *Client) Detach(ctx context.Context) (dropped []string, err error) {
+// Detach drops the slot and then, if asked, the publication, as far as they are there,
+// and returns what it dropped. A slot in use is an error, and then nothing is dropped.
+func (c *Client) Detach(ctx context.Context, publication bool) (dropped []string, err error) {
 	conn, err := c.connect(ctx, false)
 	if err != nil {
 		return nil, c.target.classify(err)
@@ -394,6 +394,9 @@ func (c *Client) Detach(ctx context.Context) (dropped []string, err error) {
 			return nil, c.target.classify(err)
 		}
 		dropped = append(dropped, fmt.Sprintf("slot %q", c.options.Slot))
+	}
+	if !publication {
+		return dropped, nil
 	}
 	p, found, err := catalog.ReadPublication(ctx, conn, c.options.Publication)
 	if err != nil {

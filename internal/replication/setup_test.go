@@ -413,14 +413,14 @@ func TestDetach(t *testing.T) {
 	t.Parallel()
 	db := pgtest.NewDatabase(t, oneTable)
 	f := follow(t, options(t, db, "a"))
-	_, err := f.client.Detach(t.Context())
+	_, err := f.client.Detach(t.Context(), true)
 	expectError(t, err, Wait, ReasonSlotActive, "replication slot \"*\" is in use by pid *; stop it first")
 	f.stop()
-	dropped, err := f.client.Detach(t.Context())
+	dropped, err := f.client.Detach(t.Context(), true)
 	if err != nil || len(dropped) != 2 {
 		t.Errorf("dropped %q, %v", dropped, err)
 	}
-	if dropped, err := f.client.Detach(t.Context()); err != nil || len(dropped) != 0 {
+	if dropped, err := f.client.Detach(t.Context(), true); err != nil || len(dropped) != 0 {
 		t.Errorf("dropped again %q, %v", dropped, err)
 	}
 }

@@ -483,7 +483,7 @@ func copyAll(to, from net.Conn) {
 // TestDetachServerAway: taking away what was made says so when it cannot.
 func TestDetachServerAway(t *testing.T) {
 	c := newClient(t, Options{DSN: "postgres://u@127.0.0.1:1/d?sslmode=disable", Slot: "s", Publication: "p"})
-	dropped, err := c.Detach(t.Context())
+	dropped, err := c.Detach(t.Context(), true)
 	expectError(t, err, Transient, ReasonUnreachable, "cannot reach Postgres at 127.0.0.1:1: *")
 	if len(dropped) != 0 {
 		t.Errorf("dropped %q", dropped)

@@ -388,3 +388,73 @@ func ReadPublication(ctx context.Context, q Querier, name string) (p Publication
 	}
 	return p, true, nil
 }
+
+// ForeignKey is a reference of one table to another, or to itself.
+type ForeignKey struct {
+	From, To     Name
+	Columns      []string // of From
+	Referenced   []string // of To, in the order of Columns
+	OnePerTarget bool     // Columns are unique in From
+}
+
+// ReadForeignKeys reads the references between the tables of the database, by table.
+func ReadForeignKeys(ctx context.Context, q Querier) ([]ForeignKey, error) {
+	rows, err := q.Query(ctx, `
+		SELECT fn.nspname::text, f.relname::text, tn.nspname::text, t.relname::text,
+			(SELECT array_agg(a.attname::text ORDER BY k.n) FROM unnest(c.conkey) WITH ORDINALITY k(attnum, n)
+				JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum),
+			(SELECT array_agg(a.attname::text ORDER BY k.n) FROM unnest(c.confkey) WITH ORDINALITY k(attnum, n)
+				JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.attnum),
+			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.conrelid AND i.indisunique AND i.indpred IS NULL
+				AND (SELECT array_agg(k ORDER BY k) FROM unnest((i.indkey::int2[])[0:i.indnkeyatts-1]) k) = (SELECT array_agg(k ORDER BY k) FROM unnest(c.conkey) k))
+		FROM pg_catalog.pg_constraint c
+		JOIN pg_catalog.pg_class f ON f.oid = c.conrelid JOIN pg_catalog.pg_namespace fn ON fn.oid = f.relnamespace
+		JOIN pg_catalog.pg_class t ON t.oid = c.confrelid JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace
+		WHERE c.contype = 'f' AND c.conparentid = 0
+		ORDER BY 1, 2, c.conname`)
+	if err != nil {
+		return nil, fmt.Errorf("read foreign keys: %w", err)
+	}
+	keys, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (k ForeignKey, err error) {
+		return k, r.Scan(&k.From.Schema, &k.From.Table, &k.To.Schema, &k.To.Table, &k.Columns, &k.Referenced, &k.OnePerTarget)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read foreign keys: %w", err)
+	}
+	return keys, nil
+}
+
+// Values are what is known of a column's values without reading its table: the labels
+// of an enum, or the most common values as of the last ANALYZE.
+type Values struct {
+	Table  Name
+	Column string
+	Values []string
+}
+
+// ReadValues reads the values that columns of text, enums and small integers with few of
+// them are known to have, as far as the role may read the columns.
+func ReadValues(ctx context.Context, q Querier) ([]Values, error) {
+	rows, err := q.Query(ctx, `
+		SELECT n.nspname::text, c.relname::text, a.attname::text, (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e WHERE e.enumtypid = a.atttypid)
+		FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped AND EXISTS (SELECT FROM pg_catalog.pg_enum e WHERE e.enumtypid = a.atttypid)
+		UNION ALL
+		SELECT s.schemaname::text, s.tablename::text, s.attname::text, s.most_common_vals::text::text[]
+		FROM pg_catalog.pg_stats s JOIN pg_catalog.pg_class c ON c.relname = s.tablename
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = s.schemaname
+		JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = s.attname
+		WHERE s.n_distinct BETWEEN 0 AND 50 AND s.most_common_vals IS NOT NULL AND NOT s.inherited
+			AND a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'name'::regtype, 'int2'::regtype, 'int4'::regtype)
+		ORDER BY 1, 2, 3`)
+	if err != nil {
+		return nil, fmt.Errorf("read common values: %w", err)
+	}
+	values, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (v Values, err error) {
+		return v, r.Scan(&v.Table.Schema, &v.Table.Table, &v.Column, &v.Values)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read common values: %w", err)
+	}
+	return values, nil
+}

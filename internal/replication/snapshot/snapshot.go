@@ -169,6 +169,47 @@ func (r *Reader) Look(ctx context.Context, names []catalog.Name, slot, publicati
 	return s, nil
 }
 
+// Schema is all of a database's tables that a mapping could name, and how they hang
+// together.
+type Schema struct {
+	Server catalog.Server
+	Tables []catalog.Table
+	Keys   []catalog.ForeignKey
+	Values []catalog.Values
+}
+
+// Schema reads the catalogs whole. It changes nothing and reads no table.
+func (r *Reader) Schema(ctx context.Context) (s Schema, err error) {
+	if s.Server, err = catalog.ReadServer(ctx, r.conn); err != nil {
+		return s, err
+	}
+	names, err := catalog.ListTables(ctx, r.conn)
+	if err != nil {
+		return s, err
+	}
+	if s.Tables, _, err = catalog.ReadTables(ctx, r.conn, names); err != nil {
+		return s, err
+	}
+	if s.Keys, err = catalog.ReadForeignKeys(ctx, r.conn); err != nil {
+		return s, err
+	}
+	s.Values, err = catalog.ReadValues(ctx, r.conn)
+	return s, err
+}
+
+// RoleExists reports whether there is a role of that name.
+func (r *Reader) RoleExists(ctx context.Context, name string) (ok bool, err error) {
+	if err := r.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)", name).Scan(&ok); err != nil {
+		return false, fmt.Errorf("read the roles: %w", err)
+	}
+	return ok, nil
+}
+
+// Server reads the server's side.
+func (r *Reader) Server(ctx context.Context) (catalog.Server, error) {
+	return catalog.ReadServer(ctx, r.conn)
+}
+
 // Read returns at most limit rows whose key is above after, in the order of the
 // key columns; a nil after starts at the first. Only the wanted columns are read,
 // the others are Unknown. Fewer rows than limit are the table's last.
