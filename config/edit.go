@@ -27,7 +27,7 @@ func SetStatus(name string, text []byte, id int, status Status) ([]byte, error) 
 		return fmt.Errorf("%s:%d:%d: %s; change it in the file", name, n.Line, n.Column, fmt.Sprintf(format, args...))
 	}
 	lines := splitLines(text)
-	key, value := field(item, "status")
+	_, value := field(item, "status")
 	switch {
 	case value != nil && (value.Kind != yaml.ScalarNode || value.Anchor != "" || value.Style&(yaml.LiteralStyle|yaml.FoldedStyle|yaml.TaggedStyle) != 0):
 		return nil, by(value, "the status of handler %d is not written as a plain word", id)
@@ -38,7 +38,7 @@ func SetStatus(name string, text []byte, id int, status Status) ([]byte, error) 
 		}
 		replace(lines, value.Line, value.Column, n, string(status))
 	default:
-		key, value = field(item, "id")
+		key, value := field(item, "id")
 		n, ok := token(lines, value)
 		if !ok || value.Kind != yaml.ScalarNode {
 			return nil, by(value, "the id of handler %d is not written as a number", id)

@@ -294,16 +294,7 @@ func printExecution(out io.Writer, raw []byte) error {
 	var all struct {
 		Execution execution       `json:"execution"`
 		Payload   json.RawMessage `json:"payload"`
-		Attempts  []struct {
-			Number   int       `json:"number"`
-			Start    time.Time `json:"start"`
-			Duration float64   `json:"duration_seconds"`
-			Outcome  string    `json:"outcome"`
-			Error    string    `json:"error"`
-			Code     *int      `json:"code"`
-			Request  exchange  `json:"request"`
-			Response exchange  `json:"response"`
-		} `json:"attempts"`
+		Attempts  []attemptRow    `json:"attempts"`
 	}
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return fmt.Errorf("read the answer: %w", err)
@@ -335,16 +326,7 @@ func printExecution(out io.Writer, raw []byte) error {
 	}
 	_ = w.Flush() // to memory
 	for _, a := range all.Attempts {
-		fmt.Fprintf(&b, "\nattempt %d, %s, %s after %s", a.Number, local(&a.Start), a.Outcome, time.Duration(a.Duration*float64(time.Second)).Round(100*time.Microsecond))
-		if a.Code != nil {
-			fmt.Fprintf(&b, ", code %d", *a.Code)
-		}
-		if a.Error != "" {
-			fmt.Fprintf(&b, ": %s", oneLine(a.Error))
-		}
-		b.WriteString("\n")
-		a.Request.print(&b, "sent")
-		a.Response.print(&b, "came back")
+		a.print(&b, fmt.Sprintf("attempt %d", a.Number))
 	}
 	if len(all.Payload) > 0 {
 		var pretty bytes.Buffer

@@ -88,7 +88,7 @@ scripts. It runs beside the database and changes nothing in it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(initCommand(), sqlCommand(), checkCommand(), runCommand(), uninstallCommand(), executionsCommand(), replaysCommand(), backfillCommand(), reconcileCommand(), journalCommand(), versionCommand(), demoCommand())
+	root.AddCommand(initCommand(), sqlCommand(), checkCommand(), runCommand(), uninstallCommand(), statusCommand(), handlersCommand(), eventsCommand(), executionsCommand(), replaysCommand(), backfillCommand(), reconcileCommand(), journalCommand(), versionCommand(), demoCommand())
 	finish(root)
 	return root
 }
@@ -116,6 +116,13 @@ func finish(c *cobra.Command) {
 // typed marks flags that the environment does not set: what selects executions. A
 // script that Billhook runs has BILLHOOK_HANDLER and others in its environment.
 const typed = "typed"
+
+// markTyped marks flags as typed.
+func markTyped(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
+		_ = cmd.Flags().SetAnnotation(name, typed, []string{}) // it is there
+	}
+}
 
 // variable is the environment variable of a flag: BILLHOOK_CONFIG of --config.
 func variable(flag string) string {

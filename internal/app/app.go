@@ -117,6 +117,10 @@ type App struct {
 	shown    atomic.Pointer[[]web.Handler]
 	defined  map[int]defined // of the reloading goroutine
 	reload   atomic.Pointer[reloadState]
+	reloads  chan chan<- error // asks for one, and is told how it went
+	editing  sync.Mutex        // one at a time changes handlers.yaml
+	tail     tail
+	started  time.Time
 	fillErr  atomic.Pointer[string]
 	healed   []Healed // when it was started
 	sent     *sent    // of Client's looking goroutine
@@ -127,7 +131,7 @@ type App struct {
 // an error nothing stays open.
 func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	c := l.Config
-	a := &App{loaded: l, log: l.Options.Logger}
+	a := &App{loaded: l, log: l.Options.Logger, reloads: make(chan chan<- error), started: time.Now()}
 	if a.log == nil {
 		a.log = Logger(c.Log)
 	}
@@ -277,7 +281,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 
 	a.web = web.New(web.Options{
 		Journal: a.journal, Handlers: a.faring,
-		Status: a.status, Backfills: a.backfills, Replays: a.replays,
+		Status: a.status, Backfills: a.backfills, Replays: a.replays, SetStatus: a.setStatus, Try: a.try, Tail: a.tail.watch,
 		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})
 	return a, nil
@@ -369,10 +373,16 @@ func (a *App) plan(e *event.Event) []journal.Planned {
 	if err != nil {
 		a.log.Warn("condition of a handler cannot be judged", "event", e.ID.String(), "err", err)
 	}
+	if a.tail.active() {
+		a.tail.tell(e, planned)
+	}
 	return planned
 }
 
 func (a *App) wants(t event.Type) bool {
+	if a.tail.active() {
+		return true
+	}
 	for _, h := range *a.handlers.Load() {
 		if h.Status != dispatch.Archived && h.Matches(t) {
 			return true

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/billhook/billhook/internal/intake"
 	"github.com/billhook/billhook/internal/replication"
@@ -12,7 +13,61 @@ import (
 
 // status is what the status page has beside the checks.
 func (a *App) status() map[string]any {
-	return map[string]any{"reconciled": append([]Healed{}, a.healed...), "missed": a.missed.Load(), "memory": append([]intake.Filling{}, a.intake.Fillings()...)}
+	return map[string]any{
+		"reconciled": append([]Healed{}, a.healed...), "missed": a.missed.Load(), "memory": append([]intake.Filling{}, a.intake.Fillings()...),
+		"replication": a.replication(), "oldest_pending": a.oldestPending(), "started": a.started.UTC(),
+	}
+}
+
+func (a *App) oldestPending() *time.Time {
+	t, ok := a.journal.OldestPending()
+	if !ok {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// replicationStatus is where the stream stands, for people and for scripts.
+type replicationStatus struct {
+	Phase       string `json:"phase"`
+	Slot        string `json:"slot"`
+	Publication string `json:"publication"`
+	Database    string `json:"database,omitempty"`
+	Server      int    `json:"server_version,omitempty"` // such as 150018
+	Confirmed   string `json:"confirmed_lsn,omitempty"`
+	// Lag is how many bytes of WAL the server is ahead of what is confirmed.
+	Lag        uint64     `json:"lag_bytes"`
+	LastCommit *time.Time `json:"last_commit,omitempty"` // by the server's clock
+	// Retained is how much WAL the slot keeps, in bytes; -1: not known.
+	Retained  int64  `json:"retained_bytes"`
+	WALStatus string `json:"wal_status,omitempty"`
+	Failure   string `json:"failure,omitempty"` // the last one, while it does not stream
+}
+
+func (a *App) replication() replicationStatus {
+	s := a.client.State()
+	r := replicationStatus{Phase: s.Phase.String(), Slot: a.loaded.Config.Source.Slot, Publication: a.loaded.Config.Source.Publication, Retained: -1}
+	if s.Session != nil {
+		r.Database, r.Server = s.Session.Database, s.Session.ServerVersion
+	}
+	if !s.Confirmed.IsZero() {
+		r.Confirmed = s.Confirmed.String()
+		if s.ServerLSN > s.Confirmed {
+			r.Lag = uint64(s.ServerLSN - s.Confirmed)
+		}
+	}
+	if !s.LastCommit.IsZero() {
+		t := s.LastCommit.UTC()
+		r.LastCommit = &t
+	}
+	if !s.SlotPolled.IsZero() {
+		r.Retained, r.WALStatus = s.Slot.RetainedBytes, s.Slot.WALStatus
+	}
+	if s.Phase != replication.Streaming && s.Err != nil {
+		r.Failure = s.Err.Error()
+	}
+	return r
 }
 
 // Ready is what /readyz stands on: the stream flows, the journal takes writes,

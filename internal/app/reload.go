@@ -59,6 +59,7 @@ func (a *App) watch(ctx context.Context) error {
 	quiet.Stop()
 	for {
 		forced := false
+		var asked chan<- error
 		select {
 		case <-ctx.Done():
 			return nil
@@ -66,6 +67,8 @@ func (a *App) watch(ctx context.Context) error {
 			quiet.Reset(reloadQuiet)
 			continue
 		case <-hup:
+			forced = true
+		case asked = <-a.reloads:
 			forced = true
 		case <-quiet.C:
 		case <-poll.C:
@@ -77,6 +80,9 @@ func (a *App) watch(ctx context.Context) error {
 		seen = now
 		a.reloadHandlers(ctx)
 		seen = a.fingerprint(a.loaded.Handlers) // it may name other files now
+		if asked != nil {
+			asked <- a.reload.Load().err
+		}
 	}
 }
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/billhook/billhook/internal/backoff"
@@ -110,15 +110,7 @@ type Handler struct {
 
 // Matches reports whether one of h's patterns covers the event type.
 func (h *Handler) Matches(t event.Type) bool {
-	for _, p := range h.Events {
-		switch {
-		case p == string(t) || p == "*":
-			return true
-		case strings.HasSuffix(p, ".*") && strings.HasPrefix(string(t), p[:len(p)-1]):
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(h.Events, t.Matches)
 }
 
 // wants asks When. A panic of the condition is its error.

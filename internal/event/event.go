@@ -111,6 +111,13 @@ func cmp(a, b uint64) int {
 // Type is an event type, such as "clients.balance_zero".
 type Type string
 
+// Matches reports whether a pattern covers the type: the type itself, "clients.*" for all
+// that begin with "clients.", or "*".
+func (t Type) Matches(pattern string) bool {
+	prefix, wild := strings.CutSuffix(pattern, "*")
+	return pattern == string(t) || pattern == "*" || wild && strings.HasSuffix(prefix, ".") && strings.HasPrefix(string(t), prefix)
+}
+
 // Event is one billing fact derived from a committed transaction.
 type Event struct {
 	ID     ID

@@ -244,20 +244,24 @@ func (s *Server) details(x journal.Execution) (payload json.RawMessage, rows []a
 	}
 	rows = make([]attemptJSON, 0, len(attempts))
 	for _, a := range attempts {
-		outcome := "retry"
-		switch {
-		case a.OK:
-			outcome = "success"
-		case a.Permanent:
-			outcome = "permanent"
-		}
-		rows = append(rows, attemptJSON{
-			Number: a.Number, Start: a.Start.UTC(), Duration: a.Duration.Seconds(), Outcome: outcome,
-			Error: a.Error, Reason: string(a.Reason), Code: code(a.Code, 1),
-			Request: exchangeOf(a.Request), Response: exchangeOf(a.Response),
-		})
+		rows = append(rows, attemptOf(a))
 	}
 	return e.AppendPayload(nil), rows, nil
+}
+
+func attemptOf(a journal.Attempt) attemptJSON {
+	outcome := "retry"
+	switch {
+	case a.OK:
+		outcome = "success"
+	case a.Permanent:
+		outcome = "permanent"
+	}
+	return attemptJSON{
+		Number: a.Number, Start: a.Start.UTC(), Duration: a.Duration.Seconds(), Outcome: outcome,
+		Error: a.Error, Reason: string(a.Reason), Code: code(a.Code, 1),
+		Request: exchangeOf(a.Request), Response: exchangeOf(a.Response),
+	}
 }
 
 func (s *Server) broken(w http.ResponseWriter, r *http.Request, err error) {

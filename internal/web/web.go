@@ -91,6 +91,14 @@ type Options struct {
 	Backfills Backfills
 	// Replays, unless nil, are begun and looked at under /api/v1/replays.
 	Replays Replays
+	// SetStatus, unless nil, changes the status of a handler and returns when that is in
+	// force. What cannot be done is a *RefusedError.
+	SetStatus func(ctx context.Context, id int, status string) error
+	// Try, unless nil, calls a handler to see what it does. Errors are ErrNoHandler or a
+	// *RefusedError, as a rule.
+	Try func(ctx context.Context, t Trial) (Tried, error)
+	// Tail, unless nil, tells of each event as it is derived, until stop is called.
+	Tail func() (events <-chan TailEvent, stop func())
 	// Status returns more of what /api/v1/status shows, by name; nil: nothing.
 	Status func() map[string]any
 	// Access lists who may look, on everything but /healthz and /readyz. Empty:
@@ -112,11 +120,13 @@ type Server struct {
 	opts    Options
 	handler http.Handler
 	log     *slog.Logger
+
+	stopping chan struct{} // closed when Run ends
 }
 
 // New makes a Server.
 func New(o Options) *Server {
-	s := &Server{opts: o, log: o.Logger}
+	s := &Server{opts: o, log: o.Logger, stopping: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -128,6 +138,16 @@ func New(o Options) *Server {
 	guarded.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	guarded.HandleFunc("GET /api/v1/status", s.status)
 	guarded.HandleFunc("GET /api/v1/handlers", s.handlers)
+	guarded.HandleFunc("GET /api/v1/handlers/{id}", s.oneHandler)
+	if o.SetStatus != nil {
+		guarded.HandleFunc("PATCH /api/v1/handlers/{id}", s.changeHandler)
+	}
+	if o.Try != nil {
+		guarded.HandleFunc("POST /api/v1/handlers/{id}/test", s.tryHandler)
+	}
+	if o.Tail != nil {
+		guarded.HandleFunc("GET /api/v1/events/live", s.liveEvents)
+	}
 	guarded.HandleFunc("GET /api/v1/executions", s.executions)
 	guarded.HandleFunc("GET /api/v1/executions.ndjson", s.export)
 	guarded.HandleFunc("GET /api/v1/executions/{id}", s.execution)
@@ -201,6 +221,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve http: %w", err)
 	case <-ctx.Done():
 	}
+	close(s.stopping) // who watches events would do so for ever
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := srv.Shutdown(stop); err != nil {

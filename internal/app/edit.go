@@ -1,0 +1,167 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/billhook/billhook/config"
+	"github.com/billhook/billhook/internal/web"
+)
+
+// setStatus changes the status of one handler in handlers.yaml, and returns when it is
+// in force. What cannot be done is a *web.RefusedError.
+func (a *App) setStatus(ctx context.Context, id int, status string) error {
+	a.editing.Lock()
+	defer a.editing.Unlock()
+	path, err := filepath.EvalSymlinks(a.loaded.Options.HandlersPath)
+	if err != nil {
+		return refused("handlers.yaml cannot be found: %v", err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return refused("handlers.yaml cannot be read: %v", err)
+	}
+	if _, err := a.parseHandlers(before); err != nil {
+		return refused("handlers.yaml has a mistake, which must be corrected first: %v", firstLine(err))
+	}
+	after, err := config.SetStatus(a.loaded.Options.HandlersPath, before, id, config.Status(status))
+	if err != nil {
+		return refused("%v", err)
+	}
+	if string(after) == string(before) {
+		return a.reloadNow(ctx)
+	}
+	if err := a.canBe(after, id); err != nil {
+		return refused("handler %d cannot be %s: %v", id, status, firstLine(err))
+	}
+	if err := replaceFile(path, before, after); err != nil {
+		return err
+	}
+	err = a.reloadNow(ctx)
+	if no := (*web.RefusedError)(nil); errors.As(err, &no) {
+		// What nobody could know before: the file is as it was, as far as it is still ours.
+		if undone := replaceFile(path, after, before); undone != nil {
+			return fmt.Errorf("%w; and it could not be put back: %w", err, undone)
+		}
+		return errors.Join(err, a.reloadNow(ctx))
+	}
+	return err
+}
+
+// canBe judges a handler as it would be, by making it.
+func (a *App) canBe(text []byte, id int) error {
+	h, err := a.parseHandlers(text)
+	if err != nil {
+		return err
+	}
+	p := &problems{}
+	for _, c := range h.Handlers {
+		if c.ID != id || c.Status != config.Enabled {
+			continue
+		}
+		d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, a.writes, a.loaded.Options)
+		if d.Call != nil {
+			_ = d.Call.Close() // it was never called
+		}
+	}
+	return p.err()
+}
+
+func refused(format string, args ...any) error {
+	return &web.RefusedError{Text: fmt.Sprintf(format, args...)}
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+func (a *App) parseHandlers(text []byte) (*config.Handlers, error) {
+	return config.ParseHandlers(a.loaded.Options.HandlersPath, text, a.loaded.Options.Env, a.loaded.Config)
+}
+
+// replaceFile puts after in the place of a file that holds before, as a whole, with its
+// owner and mode.
+func replaceFile(path string, before, after []byte) (err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("change %s: %w", path, err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".handlers-*.yaml")
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return refused("billhook may not write %s (%v); change the status in the file, or let billhook's user write its folder", path, errors.Unwrap(err))
+	}
+	if err != nil {
+		return fmt.Errorf("change %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(after); err == nil {
+		err = f.Chmod(info.Mode().Perm())
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok && err == nil && (int(s.Uid) != os.Geteuid() || int(s.Gid) != os.Getegid()) {
+		if cerr := f.Chown(int(s.Uid), int(s.Gid)); cerr != nil {
+			return refused("billhook cannot keep the owner of %s (%v); change the status in the file", path, errors.Unwrap(cerr))
+		}
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("change %s: %w", path, err)
+	}
+	// As late as can be: somebody may have saved it in an editor.
+	if now, rerr := os.ReadFile(path); rerr != nil || string(now) != string(before) {
+		_ = os.Remove(f.Name())
+		return refused("%s has been changed by somebody else meanwhile; look at it and try again", path)
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("change %s: %w", path, err)
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// syncFolder makes a rename in a folder durable.
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("change a file in %s: %w", path, err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("change a file in %s: %w", path, err)
+	}
+	return nil
+}
+
+// reloadNow has the file loaded and returns why it is not in force.
+func (a *App) reloadNow(ctx context.Context) error {
+	done := make(chan error, 1)
+	select {
+	case a.reloads <- done:
+	case <-ctx.Done():
+		return fmt.Errorf("handlers.yaml is written and not yet loaded: %w", context.Cause(ctx))
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			return refused("handlers.yaml was refused: %v", firstLine(err))
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("handlers.yaml is written and not yet loaded: %w", context.Cause(ctx))
+	}
+}
