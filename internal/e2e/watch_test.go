@@ -1,0 +1,284 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/billhook/billhook/internal/pgtest"
+)
+
+// program finds one that the tests need, or says how to get it.
+func program(t *testing.T, name, debian string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("%v; sudo apt-get install %s, or make deps", err, debian)
+	}
+	return path
+}
+
+func deployFile(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join("..", "..", "deploy", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+type alertRule struct {
+	Alert       string
+	Expr        string
+	Labels      map[string]string
+	Annotations map[string]string
+}
+
+func alertRules(t *testing.T) []alertRule {
+	t.Helper()
+	b, err := os.ReadFile(deployFile(t, "prometheus/alerts.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct{ Groups []struct{ Rules []alertRule } }
+	if err := yaml.Unmarshal(b, &file); err != nil {
+		t.Fatal(err)
+	}
+	var rules []alertRule
+	for _, g := range file.Groups {
+		rules = append(rules, g.Rules...)
+	}
+	return rules
+}
+
+// TestAlertRules has promtool judge the alerts, and wants a test and a page of the runbook
+// for each.
+func TestAlertRules(t *testing.T) {
+	t.Parallel()
+	promtool := program(t, "promtool", "prometheus")
+	for _, args := range [][]string{
+		{"check", "rules", "alerts.yaml"}, {"check", "config", "prometheus.yaml"}, {"test", "rules", "alerts_test.yaml"},
+	} {
+		cmd := exec.Command(promtool, args...)
+		cmd.Dir = deployFile(t, "prometheus")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	tests, err := os.ReadFile(deployFile(t, "prometheus/alerts_test.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	runbook, err := os.ReadFile("../../docs/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range alertRules(t) {
+		if !strings.Contains(string(tests), "alertname: "+r.Alert+"\n") {
+			t.Errorf("%s has no test", r.Alert)
+		}
+		if want := "/docs/runbook.md#" + strings.ToLower(r.Alert); !strings.HasSuffix(r.Annotations["runbook_url"], want) {
+			t.Errorf("%s: runbook_url %q, want %s", r.Alert, r.Annotations["runbook_url"], want)
+		}
+		if !strings.Contains(string(runbook), "\n## "+r.Alert+"\n") {
+			t.Errorf("the runbook says nothing of %s", r.Alert)
+		}
+		if !slices.Contains([]string{"page", "ticket"}, r.Labels["severity"]) || r.Annotations["summary"] == "" || r.Annotations["description"] == "" {
+			t.Errorf("%s: %+v", r.Alert, r)
+		}
+	}
+}
+
+// prometheusAPI asks a Prometheus.
+func prometheusAPI(ctx context.Context, address, path string, query url.Values, v any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/api/v1/"+path+"?"+query.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var answer struct {
+		Status, Error string
+		Data          json.RawMessage
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return err
+	}
+	if answer.Status != "success" {
+		return errors.New(answer.Error)
+	}
+	return json.Unmarshal(answer.Data, v)
+}
+
+// dashboardQueries are the queries of the dashboard, by the panel's title, as Grafana
+// would send them.
+func dashboardQueries(t *testing.T) map[string][]string {
+	t.Helper()
+	b, err := os.ReadFile(deployFile(t, "grafana/billhook.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var board struct {
+		Annotations struct{ List []struct{ Expr string } }
+		Panels      []struct {
+			ID          int
+			Type, Title string
+			Description string
+			GridPos     struct{ X, Y, W, H int }
+			Targets     []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(b, &board); err != nil {
+		t.Fatal(err)
+	}
+	replace := strings.NewReplacer("$__rate_interval", "1m", "$job", ".*", "$instance", ".*")
+	queries := map[string][]string{"annotation": {replace.Replace(board.Annotations.List[0].Expr)}}
+	ids := map[int]bool{}
+	for _, p := range board.Panels {
+		if ids[p.ID] || p.GridPos.X+p.GridPos.W > 24 || p.Type != "row" && (len(p.Targets) == 0 || p.Description == "") {
+			t.Errorf("panel %q: %+v", p.Title, p)
+		}
+		ids[p.ID] = true
+		for _, x := range p.Targets {
+			queries[p.Title] = append(queries[p.Title], replace.Replace(x.Expr))
+		}
+	}
+	return queries
+}
+
+// TestPrometheus has a real Prometheus scrape a running Billhook: every metric that an
+// alert or the dashboard names is there, every query can be evaluated, those that must
+// show something do, and the alert for a handler that fails fires.
+func TestPrometheus(t *testing.T) {
+	t.Parallel()
+	server := program(t, "prometheus", "prometheus")
+	db := pgtest.NewDatabaseOn(t, pgtest.Start(t, map[string]string{"max_slot_wal_keep_size": "1GB"}),
+		`CREATE TABLE clients (id int PRIMARY KEY, name text, balance numeric NOT NULL)`, "INSERT INTO clients SELECT i, 'x', 10 FROM generate_series(1, 20) i")
+	good, bad := newReceiver(t), newReceiver(t)
+	bad.failing.Store(100)
+	in := install(t, db.DSN, fmt.Sprintf(`version: 1
+source: {dsn: "${DSN}", slot: billhook_%[1]s, publication: billhook_%[1]s}
+entities: {clients: {table: clients, key: [id], balance: {column: balance}}}
+journal: {path: "${JOURNAL}"}
+http: {listen: "${LISTEN}"}
+`, db.Name), fmt.Sprintf(`version: 1
+handlers:
+  - {id: 1, name: Good, event: clients.update, write_back: [name], http: {url: %q}}
+  - {id: 2, name: Bad, event: clients.balance_zero, blocking: false, failing_after: 1s, retry: {initial: 200ms, max: 200ms, attempts: 1000}, breaker: {failures: 0}, http: {url: %q}}
+  - {id: 3, name: Dying, event: clients.balance_zero, retry: {attempts: 1}, breaker: {failures: 0}, http: {url: %q}}
+`, good.url, bad.url, bad.url))
+	in.start()
+	in.waitReady()
+
+	dir := t.TempDir()
+	rules, err := os.ReadFile(deployFile(t, "prometheus/alerts.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// An alert fires a minute after; nobody wants to wait for that here.
+	write(t, filepath.Join(dir, "alerts.yaml"), regexp.MustCompile(`(?m)^        for: .*$`).ReplaceAllString(string(rules), "        for: 0s"))
+	write(t, filepath.Join(dir, "prometheus.yaml"), fmt.Sprintf(`global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: [alerts.yaml]
+scrape_configs: [{job_name: billhook, static_configs: [{targets: [%q]}]}]
+`, in.address))
+	address := "127.0.0.1:" + strconv.Itoa(freePort(t))
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(server, "--config.file", filepath.Join(dir, "prometheus.yaml"), "--storage.tsdb.path", filepath.Join(dir, "data"), "--web.listen-address", address)
+	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, dieWithUs()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Log(tail(filepath.Join(dir, "log"), 20))
+		}
+	})
+
+	type sample struct {
+		Metric map[string]string
+		Value  [2]any
+	}
+	query := func(text string) ([]sample, error) {
+		var data struct{ Result []sample }
+		err := prometheusAPI(t.Context(), address, "query", url.Values{"query": {text}}, &data)
+		return data.Result, err
+	}
+	n := 0
+	eventually(t, time.Minute, func() string {
+		n++
+		db.Exec(t, "UPDATE clients SET name = $1, balance = -balance WHERE id % 5 = 0", fmt.Sprint(n))
+		firing, err := query(`ALERTS{alertstate="firing"}`)
+		if err != nil {
+			return err.Error()
+		}
+		var names []string
+		for _, s := range firing {
+			names = append(names, s.Metric["alertname"]+" "+s.Metric["handler"])
+		}
+		for _, want := range []string{"BillhookHandlerFailing 2", "BillhookDeadLetters 3"} {
+			if !slices.Contains(names, want) {
+				return fmt.Sprintf("%s does not fire, only %v", want, names)
+			}
+		}
+		return ""
+	})
+	// Nothing else fires for a Billhook that is well but for these.
+	firing, err := query(`ALERTS{alertname!~"BillhookHandlerFailing|BillhookDeadLetters"}`)
+	if err != nil || len(firing) > 0 {
+		t.Errorf("%v %v", err, firing)
+	}
+
+	var metrics []string
+	if err := prometheusAPI(t.Context(), address, "label/__name__/values", nil, &metrics); err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`\b(billhook|process|go)_[a-z0-9_]+\b`)
+	known := func(where, text string) {
+		for _, m := range named.FindAllString(text, -1) {
+			if !slices.Contains(metrics, m) {
+				t.Errorf("%s: there is no metric %s", where, m)
+			}
+		}
+	}
+	for _, r := range alertRules(t) {
+		known(r.Alert, r.Expr)
+		if _, err := query(r.Expr); err != nil {
+			t.Errorf("%s: %v", r.Alert, err)
+		}
+	}
+	// What has no value now need not show one.
+	mayBeEmpty := regexp.MustCompile(`> 0$|< \+Inf$`)
+	for title, list := range dashboardQueries(t) {
+		for _, q := range list {
+			known(title, q)
+			got, err := query(q)
+			if err != nil || len(got) == 0 && !mayBeEmpty.MatchString(q) {
+				t.Errorf("%s: %d results, %v\n%s", title, len(got), err, q)
+			}
+		}
+	}
+	in.stop()
+}
