@@ -79,6 +79,13 @@ fuzz: ## Fuzz every target for a short while (FUZZTIME=20s)
 fmt: ## Format the code
 	$(GO) tool gofumpt -w $$(git ls-files '*.go')
 
+.PHONY: proto
+proto: ## Generate code of plugins/pluginpb/plugin.proto (needs protoc: apt-get install protobuf-compiler)
+	@mkdir -p bin
+	$(GO) build -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	PATH="$(CURDIR)/bin:$$PATH" protoc -I plugins/pluginpb --go_out=plugins/pluginpb --go_opt=paths=source_relative \
+		--go-grpc_out=plugins/pluginpb --go-grpc_opt=paths=source_relative plugin.proto
+
 .PHONY: deps
 deps: ## Install what building and testing need and this machine lacks
 	@.ci/setup
