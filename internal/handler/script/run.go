@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/billhook/billhook/internal/handler/exchange"
+	"github.com/billhook/billhook/internal/handler/program"
 )
 
 const (
@@ -32,7 +32,7 @@ const (
 type run struct {
 	path, dir      string
 	argv, env      []string
-	identity       identity
+	identity       program.Identity
 	limits         []rlimit
 	launcher       string
 	stdin          []byte
@@ -81,7 +81,7 @@ func (r *run) do(ctx context.Context) (exit, error) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		awaitExit(p.process)
+		program.AwaitExit(p.process)
 	}()
 	var e exit
 	select {
@@ -104,7 +104,7 @@ func (r *run) do(ctx context.Context) (exit, error) {
 	<-ended
 	state, err := p.process.Wait()
 	if r.adopts {
-		bury(p.process.Pid)
+		program.Bury(p.process.Pid)
 	}
 
 	// Everything within reach is dead, so the pipes end by themselves.
@@ -120,7 +120,7 @@ func (r *run) do(ctx context.Context) (exit, error) {
 	}
 	e.user, e.system = state.UserTime(), state.SystemTime()
 	if usage, ok := state.SysUsage().(*syscall.Rusage); ok {
-		e.maxRSS = maxRSS(usage)
+		e.maxRSS = program.MaxRSS(usage)
 	}
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		e.signal = status.Signal()
@@ -171,7 +171,7 @@ func (r *run) start(ctx context.Context) (_ started, err error) {
 		Dir:   r.dir,
 		Env:   r.env,
 		Files: []*os.File{childIn, childOut, childErr},
-		Sys:   r.identity.sysProcAttr(),
+		Sys:   r.identity.Attr(),
 	}
 	var p *os.Process
 	pause := time.Millisecond
@@ -196,7 +196,7 @@ func (r *run) start(ctx context.Context) (_ started, err error) {
 		}
 		return started{}, err
 	}
-	dumpNoCore(p.Pid)
+	program.NoCoreDump(p.Pid)
 	for _, f := range attr.Files {
 		_ = f.Close()
 	}
@@ -227,13 +227,4 @@ func (r *run) startProcess(attr *os.ProcAttr) (*os.Process, error) {
 		return nil, err
 	}
 	return p, nil
-}
-
-// signalName returns "signal 9 (SIGKILL)".
-func signalName(s syscall.Signal) string {
-	name := unix.SignalName(s)
-	if name == "" {
-		name = s.String()
-	}
-	return "signal " + strconv.Itoa(int(s)) + " (" + name + ")"
 }

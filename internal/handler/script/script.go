@@ -55,6 +55,7 @@ import (
 
 	"github.com/billhook/billhook/internal/handler"
 	"github.com/billhook/billhook/internal/handler/exchange"
+	"github.com/billhook/billhook/internal/handler/program"
 )
 
 // What zero fields of Options mean.
@@ -63,6 +64,9 @@ const (
 	DefaultCaptureLimit  = 64 << 10
 	DefaultRetryAfterMax = time.Hour
 )
+
+// kind is what errors call a script.
+const kind = "script"
 
 // defaultPath is the PATH of a run.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -115,7 +119,7 @@ type Handler struct {
 	argv       []string
 	env        []string // fixed part
 	shownEnv   []string // the operator's variables as they are shown
-	identity   identity
+	identity   program.Identity
 	classes    exchange.Classes
 	mask       *exchange.Mask
 	timeout    time.Duration
@@ -140,7 +144,7 @@ func New(o Options) (*Handler, error) {
 		retryLimit: o.RetryAfterMax,
 		capture:    o.CaptureLimit,
 		launcher:   o.Launcher,
-		adopts:     adopts(),
+		adopts:     program.Adopts(),
 	}
 	if h.dir == "" {
 		h.dir = "/"
@@ -160,7 +164,7 @@ func New(o Options) (*Handler, error) {
 		}
 	}
 	var err error
-	if h.identity, err = newIdentity(o.User, o.Group); err != nil {
+	if h.identity, err = program.NewIdentity(o.User, o.Group); err != nil {
 		return nil, err
 	}
 	if h.classes, err = exchange.ParseClasses(o.Success, o.Retry, o.Permanent, 0, 255); err != nil {
@@ -175,10 +179,10 @@ func New(o Options) (*Handler, error) {
 	if err := h.setEnv(o.Env); err != nil {
 		return nil, err
 	}
-	if err := checkFile(h.path, h.identity); err != nil {
+	if err := program.CheckFile(kind, h.path, h.identity); err != nil {
 		return nil, err
 	}
-	if err := checkInterpreter(h.path); err != nil {
+	if err := program.CheckInterpreter(kind, h.path); err != nil {
 		return nil, err
 	}
 	if info, err := os.Stat(h.dir); err != nil || !info.IsDir() || h.dir[0] != '/' {
@@ -191,7 +195,7 @@ func New(o Options) (*Handler, error) {
 func (h *Handler) Close() error { return nil }
 
 func (h *Handler) setEnv(vars []Var) error {
-	h.env = []string{"PATH=" + defaultPath, "LANG=C.UTF-8", "HOME=" + h.identity.home}
+	h.env = []string{"PATH=" + defaultPath, "LANG=C.UTF-8", "HOME=" + h.identity.Home}
 	var secrets []string
 	seen := map[string]bool{}
 	for _, v := range vars {
@@ -297,7 +301,7 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 	if ctx.Err() != nil {
 		return h.ended(res, parent, begin)
 	}
-	if err := checkFile(h.path, h.identity); err != nil {
+	if err := program.CheckFile(kind, h.path, h.identity); err != nil {
 		res.Reason = handler.ReasonStart
 		return res, h.failure(err)
 	}
@@ -316,7 +320,7 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 			return res, handler.Permanent(h.failure(fmt.Errorf("start %s: the event's texts are too long for its environment: %w", h.path, err)))
 		}
 		res.Reason = handler.ReasonStart
-		return res, h.failure(explainStart(h.path, h.dir, h.identity, err))
+		return res, h.failure(program.ExplainStart(kind, h.path, h.dir, h.identity, err))
 	}
 	return h.judge(res, &r, exit, parent, begin)
 }
@@ -341,7 +345,7 @@ func (h *Handler) judge(res handler.Result, r *run, exit exit, parent context.Co
 	res.Code = exit.code
 	if exit.signal != 0 {
 		res.Code = -1
-		head("signal: %s", signalName(exit.signal))
+		head("signal: %s", program.SignalName(exit.signal))
 	} else {
 		head("exit: %d", exit.code)
 	}
@@ -385,7 +389,7 @@ func (h *Handler) judge(res handler.Result, r *run, exit exit, parent context.Co
 	}
 	if exit.signal != 0 {
 		res.Reason = handler.ReasonSignal
-		return res, h.failure(fmt.Errorf("run %s: killed by %s%s", h.path, signalName(exit.signal), detail))
+		return res, h.failure(fmt.Errorf("run %s: killed by %s%s", h.path, program.SignalName(exit.signal), detail))
 	}
 	class := h.classes.Of(exit.code)
 	if class == exchange.Unclassified {
@@ -437,7 +441,7 @@ func codeName(code int) string {
 		return fmt.Sprintf("%d (%s)", code, name)
 	}
 	if code > 128 && code <= 128+64 {
-		return fmt.Sprintf("%d (as shells report %s)", code, signalName(syscall.Signal(code-128)))
+		return fmt.Sprintf("%d (as shells report %s)", code, program.SignalName(syscall.Signal(code-128)))
 	}
 	return strconv.Itoa(code)
 }

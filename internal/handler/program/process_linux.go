@@ -1,4 +1,4 @@
-package script
+package program
 
 import (
 	"errors"
@@ -12,14 +12,13 @@ import (
 // platformAttr asks the kernel to kill the program if Billhook is killed, since a
 // run that outlives it would go on beside its own repetition. The kernel ties
 // this to the thread that started the program; the runtime keeps its threads
-// except those that a goroutine locked and never unlocked, which nothing here
-// does.
+// except those that a goroutine locked and never unlocked.
 func platformAttr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
-// awaitExit blocks until p has ended, and leaves it to be reaped.
-func awaitExit(p *os.Process) {
+// AwaitExit blocks until p has ended, and leaves it to be reaped.
+func AwaitExit(p *os.Process) {
 	for {
 		err := unix.Waitid(unix.P_PID, p.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 		if !errors.Is(err, unix.EINTR) {
@@ -28,9 +27,9 @@ func awaitExit(p *os.Process) {
 	}
 }
 
-// adopts reports whether orphans become children of this process, as they do
+// Adopts reports whether orphans become children of this process, as they do
 // where it is the first one of a container.
-func adopts() bool {
+func Adopts() bool {
 	if os.Getpid() == 1 {
 		return true
 	}
@@ -39,8 +38,8 @@ func adopts() bool {
 	return err == nil && on != 0
 }
 
-// bury reaps what became ours of a group that was killed.
-func bury(group int) {
+// Bury reaps what became ours of a group that was killed.
+func Bury(group int) {
 	for {
 		_, err := unix.Wait4(-group, nil, 0, nil)
 		if err != nil && !errors.Is(err, unix.EINTR) {
@@ -49,8 +48,9 @@ func bury(group int) {
 	}
 }
 
-func maxRSS(u *syscall.Rusage) int64 { return u.Maxrss << 10 }
+// MaxRSS is the most memory that a process had, in bytes; 0 if unknown.
+func MaxRSS(u *syscall.Rusage) int64 { return u.Maxrss << 10 }
 
-// dumpNoCore turns core dumps off for a program that was just started: they would
+// NoCoreDump turns core dumps off for a program that was just started: they would
 // hold payloads and secrets.
-func dumpNoCore(pid int) { _ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil) }
+func NoCoreDump(pid int) { _ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil) }
