@@ -28,6 +28,9 @@ type server struct {
 	mu      sync.RWMutex // guards what follows; calls hold it for reading
 	handler Handler
 	capture int64
+
+	callsMu sync.Mutex
+	calls   map[int64]chan struct{} // that run; closed when they have ended
 }
 
 // Describe says what the plugin is.
@@ -66,8 +69,45 @@ func (s *server) Configure(ctx context.Context, r *pluginpb.ConfigureRequest) (r
 	return &pluginpb.ConfigureResponse{Secrets: secrets}, nil
 }
 
+// begin notes that a call runs, until end is called.
+func (s *server) begin(call int64) (end func()) {
+	s.callsMu.Lock()
+	defer s.callsMu.Unlock()
+	if s.calls == nil {
+		s.calls = map[int64]chan struct{}{}
+	}
+	done := make(chan struct{})
+	s.calls[call] = done
+	return func() {
+		s.callsMu.Lock()
+		defer s.callsMu.Unlock()
+		delete(s.calls, call)
+		close(done)
+	}
+}
+
+// Await waits for a call to end.
+func (s *server) Await(ctx context.Context, r *pluginpb.AwaitRequest) (*pluginpb.AwaitResponse, error) {
+	s.callsMu.Lock()
+	done, ok := s.calls[r.GetCall()]
+	s.callsMu.Unlock()
+	if ok {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+	}
+	return &pluginpb.AwaitResponse{}, nil
+}
+
 // Handle makes an attempt.
 func (s *server) Handle(ctx context.Context, r *pluginpb.HandleRequest) (resp *pluginpb.HandleResponse, err error) {
+	// A call that Await did not find was over before it began, so the order matters.
+	defer s.begin(r.GetCall())()
+	if err := ctx.Err(); err != nil {
+		return nil, status.FromContextError(err).Err()
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.handler == nil {

@@ -440,6 +440,7 @@ type HandleRequest struct {
 	HandlerName   string                 `protobuf:"bytes,7,opt,name=handler_name,json=handlerName,proto3" json:"handler_name,omitempty"`
 	Payload       []byte                 `protobuf:"bytes,8,opt,name=payload,proto3" json:"payload,omitempty"`                            // the event in the handler's format
 	ContentType   string                 `protobuf:"bytes,9,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"` // of payload, such as application/json
+	Call          int64                  `protobuf:"varint,10,opt,name=call,proto3" json:"call,omitempty"`                                // number of the call, for Await
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +538,93 @@ func (x *HandleRequest) GetContentType() string {
 	return ""
 }
 
+func (x *HandleRequest) GetCall() int64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
+type AwaitRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          int64                  `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitRequest) Reset() {
+	*x = AwaitRequest{}
+	mi := &file_plugin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitRequest) ProtoMessage() {}
+
+func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitRequest.ProtoReflect.Descriptor instead.
+func (*AwaitRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AwaitRequest) GetCall() int64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
+type AwaitResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitResponse) Reset() {
+	*x = AwaitResponse{}
+	mi := &file_plugin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitResponse) ProtoMessage() {}
+
+func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitResponse.ProtoReflect.Descriptor instead.
+func (*AwaitResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{7}
+}
+
 type HandleResponse struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Outcome      Outcome                `protobuf:"varint,1,opt,name=outcome,proto3,enum=billhook.plugin.v1.Outcome" json:"outcome,omitempty"`
@@ -554,7 +642,7 @@ type HandleResponse struct {
 
 func (x *HandleResponse) Reset() {
 	*x = HandleResponse{}
-	mi := &file_plugin_proto_msgTypes[6]
+	mi := &file_plugin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +654,7 @@ func (x *HandleResponse) String() string {
 func (*HandleResponse) ProtoMessage() {}
 
 func (x *HandleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[6]
+	mi := &file_plugin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +667,7 @@ func (x *HandleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandleResponse.ProtoReflect.Descriptor instead.
 func (*HandleResponse) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{6}
+	return file_plugin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HandleResponse) GetOutcome() Outcome {
@@ -643,7 +731,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_plugin_proto_msgTypes[7]
+	mi := &file_plugin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +743,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[7]
+	mi := &file_plugin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +756,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{7}
+	return file_plugin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Exchange) GetHead() []string {
@@ -716,7 +804,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\asecrets\x18\x02 \x03(\tR\asecrets\"9\n" +
 	"\rConfigProblem\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"\x93\x02\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\xa7\x02\n" +
 	"\rHandleRequest\x12\x1d\n" +
 	"\n" +
 	"event_type\x18\x01 \x01(\tR\teventType\x12\x19\n" +
@@ -728,7 +816,12 @@ const file_plugin_proto_rawDesc = "" +
 	"handler_id\x18\x06 \x01(\x03R\thandlerId\x12!\n" +
 	"\fhandler_name\x18\a \x01(\tR\vhandlerName\x12\x18\n" +
 	"\apayload\x18\b \x01(\fR\apayload\x12!\n" +
-	"\fcontent_type\x18\t \x01(\tR\vcontentType\"\xb8\x02\n" +
+	"\fcontent_type\x18\t \x01(\tR\vcontentType\x12\x12\n" +
+	"\x04call\x18\n" +
+	" \x01(\x03R\x04call\"\"\n" +
+	"\fAwaitRequest\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\x03R\x04call\"\x0f\n" +
+	"\rAwaitResponse\"\xb8\x02\n" +
 	"\x0eHandleResponse\x125\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x1b.billhook.plugin.v1.OutcomeR\aoutcome\x12/\n" +
 	"\x05cause\x18\x02 \x01(\x0e2\x19.billhook.plugin.v1.CauseR\x05cause\x12\x14\n" +
@@ -754,11 +847,12 @@ const file_plugin_proto_rawDesc = "" +
 	"\x12CAUSE_RATE_LIMITED\x10\x04\x12\x16\n" +
 	"\x12CAUSE_CLIENT_ERROR\x10\x05\x12\x16\n" +
 	"\x12CAUSE_SERVER_ERROR\x10\x06\x12\x11\n" +
-	"\rCAUSE_PAYLOAD\x10\a2\x8a\x02\n" +
+	"\rCAUSE_PAYLOAD\x10\a2\xd8\x02\n" +
 	"\x06Plugin\x12U\n" +
 	"\bDescribe\x12#.billhook.plugin.v1.DescribeRequest\x1a$.billhook.plugin.v1.DescribeResponse\x12X\n" +
 	"\tConfigure\x12$.billhook.plugin.v1.ConfigureRequest\x1a%.billhook.plugin.v1.ConfigureResponse\x12O\n" +
-	"\x06Handle\x12!.billhook.plugin.v1.HandleRequest\x1a\".billhook.plugin.v1.HandleResponseB/Z-github.com/billhook/billhook/plugins/pluginpbb\x06proto3"
+	"\x06Handle\x12!.billhook.plugin.v1.HandleRequest\x1a\".billhook.plugin.v1.HandleResponse\x12L\n" +
+	"\x05Await\x12 .billhook.plugin.v1.AwaitRequest\x1a!.billhook.plugin.v1.AwaitResponseB/Z-github.com/billhook/billhook/plugins/pluginpbb\x06proto3"
 
 var (
 	file_plugin_proto_rawDescOnce sync.Once
@@ -773,7 +867,7 @@ func file_plugin_proto_rawDescGZIP() []byte {
 }
 
 var file_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_plugin_proto_goTypes = []any{
 	(Outcome)(0),              // 0: billhook.plugin.v1.Outcome
 	(Cause)(0),                // 1: billhook.plugin.v1.Cause
@@ -783,26 +877,30 @@ var file_plugin_proto_goTypes = []any{
 	(*ConfigureResponse)(nil), // 5: billhook.plugin.v1.ConfigureResponse
 	(*ConfigProblem)(nil),     // 6: billhook.plugin.v1.ConfigProblem
 	(*HandleRequest)(nil),     // 7: billhook.plugin.v1.HandleRequest
-	(*HandleResponse)(nil),    // 8: billhook.plugin.v1.HandleResponse
-	(*Exchange)(nil),          // 9: billhook.plugin.v1.Exchange
+	(*AwaitRequest)(nil),      // 8: billhook.plugin.v1.AwaitRequest
+	(*AwaitResponse)(nil),     // 9: billhook.plugin.v1.AwaitResponse
+	(*HandleResponse)(nil),    // 10: billhook.plugin.v1.HandleResponse
+	(*Exchange)(nil),          // 11: billhook.plugin.v1.Exchange
 }
 var file_plugin_proto_depIdxs = []int32{
-	6, // 0: billhook.plugin.v1.ConfigureResponse.problems:type_name -> billhook.plugin.v1.ConfigProblem
-	0, // 1: billhook.plugin.v1.HandleResponse.outcome:type_name -> billhook.plugin.v1.Outcome
-	1, // 2: billhook.plugin.v1.HandleResponse.cause:type_name -> billhook.plugin.v1.Cause
-	9, // 3: billhook.plugin.v1.HandleResponse.sent:type_name -> billhook.plugin.v1.Exchange
-	9, // 4: billhook.plugin.v1.HandleResponse.received:type_name -> billhook.plugin.v1.Exchange
-	2, // 5: billhook.plugin.v1.Plugin.Describe:input_type -> billhook.plugin.v1.DescribeRequest
-	4, // 6: billhook.plugin.v1.Plugin.Configure:input_type -> billhook.plugin.v1.ConfigureRequest
-	7, // 7: billhook.plugin.v1.Plugin.Handle:input_type -> billhook.plugin.v1.HandleRequest
-	3, // 8: billhook.plugin.v1.Plugin.Describe:output_type -> billhook.plugin.v1.DescribeResponse
-	5, // 9: billhook.plugin.v1.Plugin.Configure:output_type -> billhook.plugin.v1.ConfigureResponse
-	8, // 10: billhook.plugin.v1.Plugin.Handle:output_type -> billhook.plugin.v1.HandleResponse
-	8, // [8:11] is the sub-list for method output_type
-	5, // [5:8] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	6,  // 0: billhook.plugin.v1.ConfigureResponse.problems:type_name -> billhook.plugin.v1.ConfigProblem
+	0,  // 1: billhook.plugin.v1.HandleResponse.outcome:type_name -> billhook.plugin.v1.Outcome
+	1,  // 2: billhook.plugin.v1.HandleResponse.cause:type_name -> billhook.plugin.v1.Cause
+	11, // 3: billhook.plugin.v1.HandleResponse.sent:type_name -> billhook.plugin.v1.Exchange
+	11, // 4: billhook.plugin.v1.HandleResponse.received:type_name -> billhook.plugin.v1.Exchange
+	2,  // 5: billhook.plugin.v1.Plugin.Describe:input_type -> billhook.plugin.v1.DescribeRequest
+	4,  // 6: billhook.plugin.v1.Plugin.Configure:input_type -> billhook.plugin.v1.ConfigureRequest
+	7,  // 7: billhook.plugin.v1.Plugin.Handle:input_type -> billhook.plugin.v1.HandleRequest
+	8,  // 8: billhook.plugin.v1.Plugin.Await:input_type -> billhook.plugin.v1.AwaitRequest
+	3,  // 9: billhook.plugin.v1.Plugin.Describe:output_type -> billhook.plugin.v1.DescribeResponse
+	5,  // 10: billhook.plugin.v1.Plugin.Configure:output_type -> billhook.plugin.v1.ConfigureResponse
+	10, // 11: billhook.plugin.v1.Plugin.Handle:output_type -> billhook.plugin.v1.HandleResponse
+	9,  // 12: billhook.plugin.v1.Plugin.Await:output_type -> billhook.plugin.v1.AwaitResponse
+	9,  // [9:13] is the sub-list for method output_type
+	5,  // [5:9] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
@@ -816,7 +914,7 @@ func file_plugin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plugin_proto_rawDesc), len(file_plugin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

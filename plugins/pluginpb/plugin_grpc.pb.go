@@ -22,6 +22,7 @@ const (
 	Plugin_Describe_FullMethodName  = "/billhook.plugin.v1.Plugin/Describe"
 	Plugin_Configure_FullMethodName = "/billhook.plugin.v1.Plugin/Configure"
 	Plugin_Handle_FullMethodName    = "/billhook.plugin.v1.Plugin/Handle"
+	Plugin_Await_FullMethodName     = "/billhook.plugin.v1.Plugin/Await"
 )
 
 // PluginClient is the client API for Plugin service.
@@ -45,6 +46,12 @@ type PluginClient interface {
 	// ended is told by the response. An error of the call is a failure that is tried
 	// again.
 	Handle(ctx context.Context, in *HandleRequest, opts ...grpc.CallOption) (*HandleResponse, error)
+	// Await returns when the Handle of a call has returned, or at once when none of that
+	// number is running. Billhook asks this after a call that it cancelled or whose
+	// deadline has passed, and kills a plugin that does not answer in time, since what
+	// still runs would go on beside its own repetition. A plugin need not have it; it
+	// must then at least answer health checks.
+	Await(ctx context.Context, in *AwaitRequest, opts ...grpc.CallOption) (*AwaitResponse, error)
 }
 
 type pluginClient struct {
@@ -85,6 +92,16 @@ func (c *pluginClient) Handle(ctx context.Context, in *HandleRequest, opts ...gr
 	return out, nil
 }
 
+func (c *pluginClient) Await(ctx context.Context, in *AwaitRequest, opts ...grpc.CallOption) (*AwaitResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AwaitResponse)
+	err := c.cc.Invoke(ctx, Plugin_Await_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PluginServer is the server API for Plugin service.
 // All implementations must embed UnimplementedPluginServer
 // for forward compatibility.
@@ -106,6 +123,12 @@ type PluginServer interface {
 	// ended is told by the response. An error of the call is a failure that is tried
 	// again.
 	Handle(context.Context, *HandleRequest) (*HandleResponse, error)
+	// Await returns when the Handle of a call has returned, or at once when none of that
+	// number is running. Billhook asks this after a call that it cancelled or whose
+	// deadline has passed, and kills a plugin that does not answer in time, since what
+	// still runs would go on beside its own repetition. A plugin need not have it; it
+	// must then at least answer health checks.
+	Await(context.Context, *AwaitRequest) (*AwaitResponse, error)
 	mustEmbedUnimplementedPluginServer()
 }
 
@@ -124,6 +147,9 @@ func (UnimplementedPluginServer) Configure(context.Context, *ConfigureRequest) (
 }
 func (UnimplementedPluginServer) Handle(context.Context, *HandleRequest) (*HandleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Handle not implemented")
+}
+func (UnimplementedPluginServer) Await(context.Context, *AwaitRequest) (*AwaitResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Await not implemented")
 }
 func (UnimplementedPluginServer) mustEmbedUnimplementedPluginServer() {}
 func (UnimplementedPluginServer) testEmbeddedByValue()                {}
@@ -200,6 +226,24 @@ func _Plugin_Handle_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Plugin_Await_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AwaitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServer).Await(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Plugin_Await_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServer).Await(ctx, req.(*AwaitRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Plugin_ServiceDesc is the grpc.ServiceDesc for Plugin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -218,6 +262,10 @@ var Plugin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Handle",
 			Handler:    _Plugin_Handle_Handler,
+		},
+		{
+			MethodName: "Await",
+			Handler:    _Plugin_Await_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
