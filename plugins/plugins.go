@@ -30,6 +30,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
@@ -130,6 +132,9 @@ func Serve[C any](p Plugin[C]) {
 		},
 		level: level, log: slog.New(newLogHandler(stderr, level)),
 	}
+	// Billhook says over gRPC that it is enough; whoever else does sends a signal.
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM)
 	handshake := Handshake()
 	config := &goplugin.ServeConfig{
 		HandshakeConfig: handshake,
@@ -137,7 +142,12 @@ func Serve[C any](p Plugin[C]) {
 			ProtocolVersion: {"handler": &served{server: s}},
 		},
 		GRPCServer: func(o []grpc.ServerOption) *grpc.Server {
-			return grpc.NewServer(append(o, grpc.MaxRecvMsgSize(MaxSize), grpc.MaxSendMsgSize(MaxSize))...)
+			g := grpc.NewServer(append(o, grpc.MaxRecvMsgSize(MaxSize), grpc.MaxSendMsgSize(MaxSize))...)
+			go func() {
+				<-told
+				g.Stop()
+			}()
+			return g
 		},
 		// go-plugin has little to say that is of interest.
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: stderr, JSONFormat: true}),

@@ -128,9 +128,10 @@ func (s *server) Handle(ctx context.Context, r *pluginpb.HandleRequest) (resp *p
 	resp.Sent = s.exchange(result.Sent)
 	resp.Received = s.exchange(result.Received)
 	if resp.Answer, err = answer(result); err != nil {
-		// The attempt is what it was: only what it asks for cannot be told.
+		// The attempt is what it was: only what it asks for cannot be told. Billhook notes
+		// that the answer is not JSON.
 		s.log.Error("what the handler answers cannot be written as JSON", "event", r.GetEventId(), "err", err)
-		resp.Received.Head = append(resp.Received.Head, "answer: it cannot be written as JSON: "+valid(err.Error()))
+		resp.Answer = []byte("{")
 	}
 	return resp, nil
 }

@@ -98,7 +98,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("%v, %v", resp, err)
 	}
 	resp, err = s.Handle(ctx, &pluginpb.HandleRequest{Payload: []byte("channel")})
-	if err != nil || resp.GetOutcome() != pluginpb.Outcome_OUTCOME_SUCCESS || resp.GetAnswer() != nil {
+	if err != nil || resp.GetOutcome() != pluginpb.Outcome_OUTCOME_SUCCESS || string(resp.GetAnswer()) != "{" {
 		t.Errorf("%v, %v", resp, err)
 	}
 	s.close()

@@ -1,0 +1,108 @@
+//go:build unix
+
+package plugin_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/billhook/billhook/internal/handler/handlertest"
+	"github.com/billhook/billhook/internal/handler/plugin"
+)
+
+const (
+	secret = "s3cr3t-t0ken-0123456789"
+	limit  = 16 << 10
+)
+
+// bin is where TestMain puts the plugins that it builds.
+func bin(name string) string { return filepath.Join(os.Getenv("PLUGIN_TEST_BIN"), name) }
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "plugins-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for _, name := range []string{"receiver"} {
+		out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), "./testdata/"+name).CombinedOutput()
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", name, err, out)
+			return 1
+		}
+	}
+	if err := os.Setenv("PLUGIN_TEST_BIN", dir); err != nil {
+		return 1
+	}
+	return m.Run()
+}
+
+func TestConformance(t *testing.T) {
+	t.Run("receiver", func(t *testing.T) { conform(t, "receiver") })
+}
+
+func conform(t *testing.T, receiver string) {
+	handlertest.Run(t, handlertest.Kind{
+		New:    func(t *testing.T, b handlertest.Behaviour) *handlertest.Subject { return subject(t, receiver, b) },
+		Limit:  limit,
+		Secret: secret,
+		Grace:  5 * time.Second,
+	})
+}
+
+// options are those of a receiver with a configuration.
+func options(t *testing.T, receiver string, config map[string]any) plugin.Options {
+	t.Helper()
+	b, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plugin.Options{
+		Path: bin(receiver), Config: b, HandlerID: 7, HandlerName: "a test", CaptureLimit: limit, KillGrace: time.Second,
+		Logger: logger(t), TempDir: "/tmp",
+	}
+}
+
+func subject(t *testing.T, receiver string, b handlertest.Behaviour) *handlertest.Subject {
+	t.Helper()
+	dir := t.TempDir()
+	o := options(t, receiver, map[string]any{"dir": dir, "token": secret, "behaviour": b})
+	h, err := plugin.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &handlertest.Subject{
+		Handler: h,
+		Entered: func(n int) error {
+			return handlertest.Poll(fmt.Sprintf("%d calls", n), func() bool {
+				seen, _ := os.ReadFile(filepath.Join(dir, "entered"))
+				return len(seen) >= 2*n
+			})
+		},
+		Release: func() {
+			if err := os.WriteFile(filepath.Join(dir, "gate"), nil, 0o600); err != nil {
+				t.Error(err)
+			}
+		},
+		Stop: func() {},
+	}
+}
+
+// alive returns the processes whose environment or command line has the text.
+func alive(text string) []string {
+	out, _ := exec.Command("grep", "-lsa", text, "-r", "/proc", "--include=cmdline").Output()
+	return strings.Fields(string(out))
+}

@@ -1,0 +1,215 @@
+//go:build unix
+
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/billhook/billhook/internal/handler/exchange"
+)
+
+// keeper keeps a plugin running, for all Handlers that share it. Its goroutine owns
+// the process:
+//
+//	starting ──► running ──► (dead) ──► starting       at once, after a long run
+//	    └──────────────────► waiting ──► starting      after a delay that grows
+type keeper struct {
+	opts   Options
+	log    *slog.Logger
+	out    *output
+	folder *folder // nil for a plugin that was started by hand
+	mask   atomic.Pointer[exchange.Mask]
+	name   atomic.Pointer[string]
+	file   atomic.Pointer[fileStamp]
+	calls  atomic.Int64 // numbers calls
+
+	cancel   context.CancelFunc
+	done     chan struct{}
+	tried    chan struct{} // closed after the first start
+	firstErr error         // of it
+
+	mu    sync.Mutex // guards what follows
+	users int
+	state state
+}
+
+// state is how the plugin is. One of its first two fields is set, or none while it is
+// starting.
+type state struct {
+	instance *instance
+	err      error         // why it is down
+	until    time.Time     // when it is started again
+	changed  chan struct{} // closed when it is no longer starting
+}
+
+func newKeeper(o Options) (*keeper, error) {
+	k := &keeper{
+		opts: o, log: o.Logger.With("handler", o.HandlerID),
+		done: make(chan struct{}), tried: make(chan struct{}), users: 1, state: state{changed: make(chan struct{})},
+	}
+	k.mask.Store(configMask(nil, o.Config, nil))
+	base := filepath.Base(o.Path)
+	k.name.Store(&base)
+	k.out = newOutput(k.log, &k.mask, func() string { return *k.name.Load() }, func() { o.Metrics.droppedLine(o.HandlerID) })
+	if o.Reattach == nil {
+		var err error
+		if k.folder, err = newFolder(o.TempDir); err != nil {
+			return nil, err
+		}
+	}
+	var ctx context.Context
+	ctx, k.cancel = context.WithCancel(context.Background())
+	o.Metrics.add(k)
+	go k.run(ctx)
+	return k, nil
+}
+
+// share counts one more user, unless there is none any more.
+func (k *keeper) share() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.users == 0 {
+		return false
+	}
+	k.users++
+	return true
+}
+
+// release counts one user less, and ends the plugin with the last.
+func (k *keeper) release() {
+	k.mu.Lock()
+	k.users--
+	last := k.users == 0
+	k.mu.Unlock()
+	if last {
+		k.cancel()
+		<-k.done
+	}
+}
+
+func (k *keeper) set(s state) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if before := k.state; before.changed != nil {
+		close(before.changed)
+	}
+	k.state = s
+}
+
+// running returns the instance that runs, or nil.
+func (k *keeper) running() *instance {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.state.instance
+}
+
+// get returns the instance that runs, after waiting for one that is being started. Its
+// error is fit for people.
+func (k *keeper) get(ctx context.Context) (*instance, error) {
+	for {
+		k.mu.Lock()
+		s := k.state
+		k.mu.Unlock()
+		switch {
+		case s.instance != nil:
+			return s.instance, nil
+		case s.err != nil:
+			if s.until.IsZero() {
+				return nil, s.err
+			}
+			return nil, &failure{fmt.Sprintf("%v; it is started again in %s", s.err, max(time.Until(s.until), 0).Round(100*time.Millisecond)), s.err}
+		}
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			return nil, &failure{"plugin " + k.opts.Path + ": it is still being started", context.Cause(ctx)}
+		}
+	}
+}
+
+// run starts the plugin again and again until ctx ends.
+func (k *keeper) run(ctx context.Context) {
+	defer close(k.done)
+	defer k.opts.Metrics.remove(k)
+	if k.folder != nil {
+		defer k.folder.remove()
+	}
+	failures := 0
+	began := uint64(time.Now().UnixNano())
+	for first := true; ; first = false {
+		i, err := k.start(ctx)
+		if ctx.Err() != nil {
+			if i != nil {
+				i.discard()
+			}
+			err = errClosed
+		}
+		if first {
+			k.firstErr = err
+			close(k.tried)
+		}
+		if errors.Is(err, errClosed) {
+			k.set(state{err: err})
+			return
+		}
+		if err == nil {
+			k.log.Info("plugin started", "plugin", i.name, "version", i.version)
+			k.set(state{instance: i})
+			reason := i.watch(ctx)
+			if reason == "" {
+				k.set(state{err: errClosed})
+				i.discard()
+				return
+			}
+			k.set(state{changed: make(chan struct{})})
+			err = i.died(reason)
+			i.discard()
+			if time.Since(i.since) >= k.opts.Steady {
+				failures = 0
+			}
+			failures++
+			k.opts.Metrics.restarted(k.opts.HandlerID, reason)
+		} else {
+			failures = max(failures+1, 2)
+			k.opts.Metrics.restarted(k.opts.HandlerID, restartStart)
+		}
+		delay := k.opts.Restart.Delay(failures, began)
+		k.log.Error("a plugin is down, and its attempts fail until it is up", "plugin", *k.name.Load(), "err", err, "again", delay.Round(time.Millisecond))
+		if delay == 0 {
+			continue
+		}
+		k.set(state{err: err, until: time.Now().Add(delay)})
+		timer := time.NewTimer(delay)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			k.set(state{err: errClosed})
+			return
+		case <-timer.C:
+		}
+		k.set(state{changed: make(chan struct{})})
+	}
+}
+
+var errClosed = errors.New("the plugin was ended")
+
+// died is why a plugin that ran is gone.
+func (i *instance) died(reason string) error {
+	path := i.keeper.opts.Path
+	switch {
+	case reason == restartHang:
+		return fmt.Errorf("plugin %s was killed since it did not end a call that was given up", path)
+	case reason == restartHealth && i.process != nil:
+		return fmt.Errorf("plugin %s was killed since it did not say that it is well", path)
+	case i.process == nil:
+		return fmt.Errorf("plugin %s, which is being debugged, is gone", path)
+	}
+	return fmt.Errorf("plugin %s %s", path, i.process.end())
+}
