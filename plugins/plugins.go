@@ -124,8 +124,8 @@ func Serve[C any](p Plugin[C]) {
 		describe: &pluginpb.DescribeResponse{Name: p.Name, Version: p.Version, ConfigSchema: schema},
 		make: func(ctx context.Context, r *pluginpb.ConfigureRequest, env Env) (Handler, []string, error) {
 			c, secrets, err := decode[C](r.GetConfig(), r.GetConfigDir(), false)
-			if err != nil {
-				return nil, nil, err
+			if err != nil || r.GetOnlyCheck() {
+				return nil, secrets, err
 			}
 			h, err := p.New(ctx, c, env)
 			return h, secrets, err

@@ -21,7 +21,8 @@ import (
 type server struct {
 	pluginpb.UnimplementedPluginServer
 	describe *pluginpb.DescribeResponse
-	make     func(context.Context, *pluginpb.ConfigureRequest, Env) (h Handler, secrets []string, err error)
+	// make returns neither a Handler nor an error when it only was to judge.
+	make  func(context.Context, *pluginpb.ConfigureRequest, Env) (h Handler, secrets []string, err error)
 	level    *slog.LevelVar
 	log      *slog.Logger
 
@@ -58,6 +59,8 @@ func (s *server) Configure(ctx context.Context, r *pluginpb.ConfigureRequest) (r
 		return resp, nil
 	case err != nil:
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	case r.GetOnlyCheck():
+		return &pluginpb.ConfigureResponse{Secrets: secrets}, nil
 	case h == nil:
 		return nil, status.Error(codes.Internal, "New returned neither a Handler nor an error")
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/billhook/billhook/internal/billing"
 	"github.com/billhook/billhook/internal/dispatch"
 	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/handler/plugin"
 	"github.com/billhook/billhook/internal/intake"
 	"github.com/billhook/billhook/internal/journal"
 	"github.com/billhook/billhook/internal/replay"
@@ -54,6 +55,7 @@ type Options struct {
 	Launcher string
 
 	journal func(*journal.Options) // for tests: what the journal stands on
+	plugins *pluginHost            // nil: plugins are only judged
 }
 
 // Loaded is a configuration that has been read and judged, with nothing opened
@@ -165,6 +167,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 
 	a.writes = newWriteBack(l.Mapping, c.EventTypes())
 	a.writes.log, a.writes.total = a.log, a.metrics.writeBack
+	l.Options.plugins = &pluginHost{ctx: ctx, log: a.log, metrics: plugin.NewMetrics(registry)}
 	definedNow, made, err := build(l.Handlers, nil, columnsOf(l.Mapping), a.writes, l.Options)
 	if err != nil {
 		return nil, err

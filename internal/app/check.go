@@ -12,6 +12,7 @@ import (
 	"github.com/billhook/billhook/internal/billing"
 	"github.com/billhook/billhook/internal/dispatch"
 	"github.com/billhook/billhook/internal/doctor"
+	"github.com/billhook/billhook/internal/handler/plugin"
 	"github.com/billhook/billhook/internal/replication/catalog"
 )
 
@@ -31,7 +32,7 @@ func Check(ctx context.Context, o Options) ([]doctor.Finding, error) {
 	if err != nil {
 		list := found(checkConfig, err)
 		// Without the mapping, handlers are judged by the built-in events alone.
-		list = append(list, handlerFindings(o, nil, nil, nil)...)
+		list = append(list, handlerFindings(ctx, o, nil, nil, nil)...)
 		return append(list, doctor.Skipped("billhook.yaml must be right first")...), ctx.Err()
 	}
 
@@ -57,7 +58,7 @@ func Check(ctx context.Context, o Options) ([]doctor.Finding, error) {
 	if err == nil {
 		w = newWriteBack(m, b.EventTypes())
 	}
-	list = append(list, handlerFindings(o, b, w, &d)...)
+	list = append(list, handlerFindings(ctx, o, b, w, &d)...)
 	return append(list, doctor.Run(ctx, d)...), ctx.Err()
 }
 
@@ -84,15 +85,15 @@ func found(check string, err error) []doctor.Finding {
 }
 
 // handlerFindings loads handlers.yaml and tries to make each handler. None is
-// called. A w judges write_back, and what is to be asked of the database goes into d.
-func handlerFindings(o Options, b *config.Billhook, w *writeBack, d *doctor.Options) []doctor.Finding {
+// called; plugins are started and asked what they say of their configuration. A w judges write_back, and what is to be asked of the database goes into d.
+func handlerFindings(ctx context.Context, o Options, b *config.Billhook, w *writeBack, d *doctor.Options) []doctor.Finding {
 	h, err := config.LoadHandlers(o.HandlersPath, o.Env, b)
 	if err != nil {
 		return found(checkHandlers, err)
 	}
 	list := []doctor.Finding{good(checkHandlers, "%s: %d handlers", o.HandlersPath, len(h.Handlers))}
 	for i := range h.Handlers {
-		list = append(list, handlerFinding(h, h.Handlers[i], w, o)...)
+		list = append(list, handlerFinding(ctx, h, h.Handlers[i], w, o)...)
 	}
 	if w != nil {
 		d.Columns = append(d.Columns, doctorColumns(w.needs(h))...)
@@ -100,7 +101,7 @@ func handlerFindings(o Options, b *config.Billhook, w *writeBack, d *doctor.Opti
 	return list
 }
 
-func handlerFinding(h *config.Handlers, c config.Handler, w *writeBack, o Options) []doctor.Finding {
+func handlerFinding(ctx context.Context, h *config.Handlers, c config.Handler, w *writeBack, o Options) []doctor.Finding {
 	check := fmt.Sprintf("handler %d", c.ID)
 	status := c.Status
 	if status == config.Disabled {
@@ -109,6 +110,9 @@ func handlerFinding(h *config.Handlers, c config.Handler, w *writeBack, o Option
 	p := &problems{}
 	d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, w, o)
 	if d.Call != nil {
+		if call, ok := d.Call.(*plugin.Handler); ok {
+			p.judge(ctx, h, &c, call)
+		}
 		_ = d.Call.Close() // it was never called
 	}
 	if err := p.err(); err != nil {

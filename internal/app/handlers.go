@@ -37,13 +37,14 @@ type defined struct {
 // anything is wrong nothing is made.
 func build(h *config.Handlers, before map[int]defined, columns map[string]event.Columns, w *writeBack, o Options) (map[int]defined, []*dispatch.Handler, error) {
 	p := &problems{}
+	o.plugins = o.plugins.beside(before)
 	now := make(map[int]defined, len(h.Handlers))
 	var made []*dispatch.Handler
 	var fresh []handler.Handler
 	for i := range h.Handlers {
 		c := h.Handlers[i]
 		bare := withoutPlaces(c)
-		if old, ok := before[c.ID]; ok && reflect.DeepEqual(old.config, bare) {
+		if old, ok := before[c.ID]; ok && reflect.DeepEqual(old.config, bare) && !replaced(old) {
 			old.template.Store(&c.Template)
 			now[c.ID] = old
 			made = append(made, old.made)
@@ -57,6 +58,7 @@ func build(h *config.Handlers, before map[int]defined, columns map[string]event.
 		now[c.ID] = defined{bare, d, template}
 		made = append(made, d)
 	}
+	p.plugins(h, now, o)
 	if err := p.err(); err != nil {
 		for _, f := range fresh {
 			_ = f.Close() // nothing was called yet, so there is nothing to lose
@@ -151,7 +153,10 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomi
 			call, err = script.New(so)
 		}
 	case c.Plugin != nil:
-		p.unsupported(at("plugin"), "a plugin")
+		if d.Status != dispatch.Enabled {
+			return d // its plugin is started when it is enabled
+		}
+		call, err = o.plugins.open(c, o)
 	}
 	if err != nil {
 		if d.Status == dispatch.Archived {

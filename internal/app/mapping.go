@@ -22,11 +22,6 @@ func (p *problems) add(pos config.Pos, problem, remedy string) {
 	p.list = append(p.list, pos.Problem(problem, remedy))
 }
 
-// unsupported refuses a key that this version cannot obey yet.
-func (p *problems) unsupported(pos config.Pos, what string) {
-	p.add(pos, what+" is not supported by this version of billhook", "remove it")
-}
-
 func (p *problems) err() error {
 	if len(p.list) == 0 {
 		return nil

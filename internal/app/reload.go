@@ -41,7 +41,7 @@ func (a *App) watch(ctx context.Context) error {
 	} else {
 		defer w.Close()
 		dirs := map[string]bool{}
-		for _, f := range a.files(a.loaded.Handlers) {
+		for _, f := range append(a.files(a.loaded.Handlers), programs(a.loaded.Handlers)...) {
 			dirs[filepath.Dir(f)] = true
 		}
 		for dir := range dirs {
@@ -90,13 +90,31 @@ func (a *App) files(h *config.Handlers) []string {
 	return append([]string{a.loaded.Options.HandlersPath}, h.Files...)
 }
 
-// fingerprint is a hash of the contents of every file that the handlers come from.
+// programs are the files of plugins.
+func programs(h *config.Handlers) (paths []string) {
+	for i := range h.Handlers {
+		if c := &h.Handlers[i]; c.Plugin != nil && c.Status == config.Enabled {
+			paths = append(paths, c.Plugin.Path)
+		}
+	}
+	return paths
+}
+
+// fingerprint is a hash of the contents of every file that the handlers come from, and
+// of what tells the files of plugins from others in their place.
 func (a *App) fingerprint(h *config.Handlers) uint64 {
 	sum := fnv.New64a()
 	for _, f := range a.files(h) {
 		b, err := os.ReadFile(f)
 		fmt.Fprintf(sum, "%s %d %v\n", f, len(b), err)
 		_, _ = sum.Write(b)
+	}
+	for _, f := range programs(h) {
+		fmt.Fprintf(sum, "%s ", f)
+		if info, err := os.Stat(f); err == nil {
+			fmt.Fprintf(sum, "%d %s", info.Size(), info.ModTime())
+		}
+		_, _ = sum.Write([]byte("\n"))
 	}
 	return sum.Sum64()
 }
@@ -110,7 +128,9 @@ func (a *App) reloadHandlers(ctx context.Context) {
 	}
 	if err == nil {
 		var d map[int]defined
-		d, made, buildErr := build(h, a.defined, columnsOf(a.loaded.Mapping), a.writes, a.loaded.Options)
+		o := a.loaded.Options
+		o.plugins = o.plugins.during(ctx)
+		d, made, buildErr := build(h, a.defined, columnsOf(a.loaded.Mapping), a.writes, o)
 		if err = buildErr; err == nil {
 			before := *a.shown.Load()
 			unchanged := 0

@@ -239,13 +239,15 @@ func (x *DescribeResponse) GetConfigSchema() string {
 }
 
 type ConfigureRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Config        []byte                 `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"` // plugin.config as a JSON object; {} when there is none
-	HandlerId     int64                  `protobuf:"varint,2,opt,name=handler_id,json=handlerId,proto3" json:"handler_id,omitempty"`
-	HandlerName   string                 `protobuf:"bytes,3,opt,name=handler_name,json=handlerName,proto3" json:"handler_name,omitempty"`
-	ConfigDir     string                 `protobuf:"bytes,4,opt,name=config_dir,json=configDir,proto3" json:"config_dir,omitempty"`           // folder of handlers.yaml, where relative paths begin
-	LogLevel      string                 `protobuf:"bytes,5,opt,name=log_level,json=logLevel,proto3" json:"log_level,omitempty"`              // debug, info, warn or error: what is below is not kept
-	CaptureLimit  int64                  `protobuf:"varint,6,opt,name=capture_limit,json=captureLimit,proto3" json:"capture_limit,omitempty"` // bytes of a body in sent and received that are kept
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Config       []byte                 `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"` // plugin.config as a JSON object; {} when there is none
+	HandlerId    int64                  `protobuf:"varint,2,opt,name=handler_id,json=handlerId,proto3" json:"handler_id,omitempty"`
+	HandlerName  string                 `protobuf:"bytes,3,opt,name=handler_name,json=handlerName,proto3" json:"handler_name,omitempty"`
+	ConfigDir    string                 `protobuf:"bytes,4,opt,name=config_dir,json=configDir,proto3" json:"config_dir,omitempty"`           // folder of handlers.yaml, where relative paths begin
+	LogLevel     string                 `protobuf:"bytes,5,opt,name=log_level,json=logLevel,proto3" json:"log_level,omitempty"`              // debug, info, warn or error: what is below is not kept
+	CaptureLimit int64                  `protobuf:"varint,6,opt,name=capture_limit,json=captureLimit,proto3" json:"capture_limit,omitempty"` // bytes of a body in sent and received that are kept
+	// The configuration is only to be judged: no call of Handle follows.
+	OnlyCheck     bool `protobuf:"varint,7,opt,name=only_check,json=onlyCheck,proto3" json:"only_check,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +322,13 @@ func (x *ConfigureRequest) GetCaptureLimit() int64 {
 		return x.CaptureLimit
 	}
 	return 0
+}
+
+func (x *ConfigureRequest) GetOnlyCheck() bool {
+	if x != nil {
+		return x.OnlyCheck
+	}
+	return false
 }
 
 type ConfigureResponse struct {
@@ -789,7 +798,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12#\n" +
-	"\rconfig_schema\x18\x03 \x01(\tR\fconfigSchema\"\xcd\x01\n" +
+	"\rconfig_schema\x18\x03 \x01(\tR\fconfigSchema\"\xec\x01\n" +
 	"\x10ConfigureRequest\x12\x16\n" +
 	"\x06config\x18\x01 \x01(\fR\x06config\x12\x1d\n" +
 	"\n" +
@@ -798,7 +807,9 @@ const file_plugin_proto_rawDesc = "" +
 	"\n" +
 	"config_dir\x18\x04 \x01(\tR\tconfigDir\x12\x1b\n" +
 	"\tlog_level\x18\x05 \x01(\tR\blogLevel\x12#\n" +
-	"\rcapture_limit\x18\x06 \x01(\x03R\fcaptureLimit\"l\n" +
+	"\rcapture_limit\x18\x06 \x01(\x03R\fcaptureLimit\x12\x1d\n" +
+	"\n" +
+	"only_check\x18\a \x01(\bR\tonlyCheck\"l\n" +
 	"\x11ConfigureResponse\x12=\n" +
 	"\bproblems\x18\x01 \x03(\v2!.billhook.plugin.v1.ConfigProblemR\bproblems\x12\x18\n" +
 	"\asecrets\x18\x02 \x03(\tR\asecrets\"9\n" +

@@ -117,9 +117,15 @@ func (a *attempt) sent(ctx context.Context) {
 	d := a.delivery
 	e := &a.res.Request
 	for _, l := range []struct{ name, value string }{
-		{"path", a.opts.Path}, {"event", string(d.Event.Type)}, {"event id", d.Event.ID.String()},
-		{"object", d.Event.Object}, {"lane", d.Event.Lane}, {"attempt", strconv.Itoa(d.Attempt)},
-		{"handler", strconv.Itoa(d.HandlerID)}, {"handler name", d.Name}, {"content type", d.ContentType},
+		{"path", a.opts.Path},
+		{"event", string(d.Event.Type)},
+		{"event id", d.Event.ID.String()},
+		{"object", d.Event.Object},
+		{"lane", d.Event.Lane},
+		{"attempt", strconv.Itoa(d.Attempt)},
+		{"handler", strconv.Itoa(d.HandlerID)},
+		{"handler name", d.Name},
+		{"content type", d.ContentType},
 	} {
 		e.Head = append(e.Head, a.mask.Line(l.name+": "+l.value, maxLine))
 	}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -99,10 +98,4 @@ func subject(t *testing.T, receiver string, b handlertest.Behaviour) *handlertes
 		},
 		Stop: func() {},
 	}
-}
-
-// alive returns the processes whose environment or command line has the text.
-func alive(text string) []string {
-	out, _ := exec.Command("grep", "-lsa", text, "-r", "/proc", "--include=cmdline").Output()
-	return strings.Fields(string(out))
 }

@@ -123,7 +123,7 @@ func (i *instance) connect(ctx context.Context) error {
 	i.rpc, i.health = pluginpb.NewPluginClient(g.Conn), grpc_health_v1.NewHealthClient(g.Conn)
 	d, err := i.rpc.Describe(ctx, &pluginpb.DescribeRequest{})
 	if err != nil {
-		return fmt.Errorf("Describe: %w", err)
+		return fmt.Errorf("asked what it is: %w", err)
 	}
 	mask := k.mask.Load()
 	if name := mask.Line(d.GetName(), 100); name != "" {
@@ -134,7 +134,7 @@ func (i *instance) connect(ctx context.Context) error {
 	var judge *schema.Schema
 	if text := d.GetConfigSchema(); text != "" {
 		if judge, err = schema.Parse(text); err != nil {
-			return fmt.Errorf("Describe: %w", err)
+			return fmt.Errorf("asked what it is: %w", err)
 		}
 		if problems := judge.Judge(k.opts.Config); len(problems) > 0 {
 			return &ConfigError{i.name, problems}
@@ -152,10 +152,10 @@ func (i *instance) connect(ctx context.Context) error {
 	}
 	r, err := i.rpc.Configure(ctx, &pluginpb.ConfigureRequest{
 		Config: k.opts.Config, HandlerId: int64(k.opts.HandlerID), HandlerName: valid(k.opts.HandlerName),
-		ConfigDir: k.opts.ConfigDir, LogLevel: level, CaptureLimit: int64(k.opts.CaptureLimit),
+		ConfigDir: k.opts.ConfigDir, LogLevel: level, CaptureLimit: int64(k.opts.CaptureLimit), OnlyCheck: k.opts.OnlyCheck,
 	})
 	if err != nil {
-		return fmt.Errorf("Configure: %w", err)
+		return fmt.Errorf("given its configuration: %w", err)
 	}
 	mask = configMask(judge, k.opts.Config, r.GetSecrets())
 	if len(r.GetProblems()) > 0 {

@@ -97,6 +97,8 @@ type Options struct {
 	// 0 is DefaultSteady.
 	Steady time.Duration
 
+	// OnlyCheck has the plugin judge its configuration and not get ready for calls.
+	OnlyCheck bool
 	// Reattach is where a plugin runs that was started by hand; nil: it is started.
 	Reattach *plugins.Reattach
 
@@ -235,7 +237,7 @@ func (h *Handler) Again(o Options) (*Handler, bool) {
 func sameProcess(a, b Options) bool {
 	return a.Path == b.Path && slices.Equal(a.Args, b.Args) && a.Checksum == b.Checksum && string(a.Config) == string(b.Config) &&
 		a.ConfigDir == b.ConfigDir && a.HandlerID == b.HandlerID && a.HandlerName == b.HandlerName && a.CaptureLimit == b.CaptureLimit &&
-		a.Reattach == nil && b.Reattach == nil
+		!a.OnlyCheck && !b.OnlyCheck && a.Reattach == nil && b.Reattach == nil
 }
 
 // Close tells the plugin to end and waits for it, up to KillGrace, then kills it.
