@@ -23,8 +23,8 @@ type server struct {
 	describe *pluginpb.DescribeResponse
 	// make returns neither a Handler nor an error when it only was to judge.
 	make  func(context.Context, *pluginpb.ConfigureRequest, Env) (h Handler, secrets []string, err error)
-	level    *slog.LevelVar
-	log      *slog.Logger
+	level *slog.LevelVar
+	log   *slog.Logger
 
 	mu      sync.RWMutex // guards what follows; calls hold it for reading
 	handler Handler

@@ -161,14 +161,12 @@ func (a *attempt) broken(ctx context.Context, i *instance, call int64, err error
 		}
 		timer.Stop()
 	}
-	select {
-	case <-i.exited():
+	if i.gone() {
 		reason := restartCrash
 		if why := i.why.Load(); why != nil {
 			reason = *why
 		}
 		return a.failed(handler.ReasonCrash, &failure{a.mask.Line(i.died(reason).Error(), maxError), err})
-	default:
 	}
 	text := status.Convert(err).Message()
 	if code != codes.Unknown {

@@ -23,7 +23,12 @@ const (
 // bin is where TestMain puts the plugins that it builds.
 func bin(name string) string { return filepath.Join(os.Getenv("PLUGIN_TEST_BIN"), name) }
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if path, ok := os.LookupEnv("PLUGIN_TEST_HOST"); ok {
+		os.Exit(hostMain(path))
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "plugins-")
@@ -36,7 +41,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	for _, name := range []string{"receiver"} {
+	for _, name := range []string{"receiver", "raw"} {
 		out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), "./testdata/"+name).CombinedOutput()
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", name, err, out)
@@ -50,7 +55,8 @@ func run(m *testing.M) int {
 }
 
 func TestConformance(t *testing.T) {
-	t.Run("receiver", func(t *testing.T) { conform(t, "receiver") })
+	t.Run("package plugins", func(t *testing.T) { conform(t, "receiver") })
+	t.Run("nothing but gRPC", func(t *testing.T) { conform(t, "raw") })
 }
 
 func conform(t *testing.T, receiver string) {

@@ -16,10 +16,12 @@ import (
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/billhook/billhook/internal/handler/program"
 	"github.com/billhook/billhook/plugins"
@@ -34,6 +36,7 @@ const unwell = 3
 type instance struct {
 	keeper        *keeper
 	client        *goplugin.Client
+	conn          *grpc.ClientConn
 	rpc           pluginpb.PluginClient
 	health        grpc_health_v1.HealthClient
 	process       *process  // nil if it was started by hand
@@ -120,6 +123,7 @@ func (i *instance) connect(ctx context.Context) error {
 	if i.attached != nil {
 		i.attached.conn = g.Conn
 	}
+	i.conn = g.Conn
 	i.rpc, i.health = pluginpb.NewPluginClient(g.Conn), grpc_health_v1.NewHealthClient(g.Conn)
 	d, err := i.rpc.Describe(ctx, &pluginpb.DescribeRequest{})
 	if err != nil {
@@ -139,6 +143,8 @@ func (i *instance) connect(ctx context.Context) error {
 		if problems := judge.Judge(k.opts.Config); len(problems) > 0 {
 			return &ConfigError{i.name, problems}
 		}
+		mask = configMask(judge, k.opts.Config, nil)
+		k.mask.Store(mask)
 	}
 	level := "info"
 	switch log := k.opts.Logger; {
@@ -157,7 +163,6 @@ func (i *instance) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("given its configuration: %w", err)
 	}
-	mask = configMask(judge, k.opts.Config, r.GetSecrets())
 	if len(r.GetProblems()) > 0 {
 		all := configMask(nil, k.opts.Config, r.GetSecrets()) // a plugin may quote what it refuses
 		refused := &ConfigError{Plugin: i.name}
@@ -166,7 +171,7 @@ func (i *instance) connect(ctx context.Context) error {
 		}
 		return refused
 	}
-	k.mask.Store(mask)
+	k.mask.Store(configMask(judge, k.opts.Config, r.GetSecrets()))
 	return nil
 }
 
@@ -193,7 +198,7 @@ func (i *instance) explain(ctx context.Context, err error) error {
 			case <-p.exited:
 			case <-time.After(drainTime):
 			}
-			if p.gone() {
+			if i.gone() {
 				return fmt.Errorf("plugin %s %s", k.opts.Path, p.end())
 			}
 		}
@@ -250,6 +255,15 @@ func (i *instance) exited() <-chan struct{} {
 	return i.attached.ended
 }
 
+func (i *instance) gone() bool {
+	select {
+	case <-i.exited():
+		return true
+	default:
+		return false
+	}
+}
+
 // well asks the plugin whether it is well. One that does not know the question is.
 func (i *instance) well(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
@@ -291,10 +305,8 @@ func (i *instance) settle(call int64) {
 	if err == nil {
 		return
 	}
-	select {
-	case <-i.exited():
+	if i.gone() {
 		return
-	default:
 	}
 	i.keeper.log.Warn("a plugin did not end a call that was given up, and is killed", "plugin", i.name, "after", i.keeper.opts.KillGrace)
 	i.kill(restartHang)
@@ -309,6 +321,13 @@ func (i *instance) discard() {
 		return
 	}
 	timer := time.AfterFunc(i.keeper.opts.KillGrace, i.process.kill)
+	if i.conn != nil && !i.gone() {
+		// go-plugin asks the same, but does not tell what came of it.
+		err := i.conn.Invoke(context.Background(), "/plugin.GRPCController/Shutdown", &emptypb.Empty{}, &emptypb.Empty{})
+		if status.Code(err) == codes.Unimplemented {
+			i.process.signal(unix.SIGTERM)
+		}
+	}
 	i.client.Kill()
 	timer.Stop()
 	if started := i.process.started(); started {

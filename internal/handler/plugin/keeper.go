@@ -46,7 +46,7 @@ type state struct {
 	instance *instance
 	err      error         // why it is down
 	until    time.Time     // when it is started again
-	changed  chan struct{} // closed when it is no longer starting
+	changed  chan struct{} // closed when another state follows
 }
 
 func newKeeper(o Options) (*keeper, error) {
@@ -97,9 +97,8 @@ func (k *keeper) release() {
 func (k *keeper) set(s state) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if before := k.state; before.changed != nil {
-		close(before.changed)
-	}
+	close(k.state.changed)
+	s.changed = make(chan struct{})
 	k.state = s
 }
 
@@ -110,7 +109,8 @@ func (k *keeper) running() *instance {
 	return k.state.instance
 }
 
-// get returns the instance that runs, after waiting for one that is being started. Its
+// get returns the instance that runs, after waiting for one that is being started, as
+// one that has just died will be. Its
 // error is fit for people.
 func (k *keeper) get(ctx context.Context) (*instance, error) {
 	for {
@@ -118,7 +118,7 @@ func (k *keeper) get(ctx context.Context) (*instance, error) {
 		s := k.state
 		k.mu.Unlock()
 		switch {
-		case s.instance != nil:
+		case s.instance != nil && !s.instance.gone():
 			return s.instance, nil
 		case s.err != nil:
 			if s.until.IsZero() {
@@ -168,7 +168,7 @@ func (k *keeper) run(ctx context.Context) {
 				i.discard()
 				return
 			}
-			k.set(state{changed: make(chan struct{})})
+			k.set(state{})
 			err = i.died(reason)
 			i.discard()
 			if time.Since(i.since) >= k.opts.Steady {
@@ -194,7 +194,7 @@ func (k *keeper) run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		k.set(state{changed: make(chan struct{})})
+		k.set(state{})
 	}
 }
 

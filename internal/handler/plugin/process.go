@@ -326,16 +326,6 @@ func (p *process) signal(s unix.Signal) {
 	}
 }
 
-// gone reports whether all of the process is gone.
-func (p *process) gone() bool {
-	select {
-	case <-p.exited:
-		return true
-	default:
-		return false
-	}
-}
-
 // end says how the process ended, and what it said last.
 func (p *process) end() string {
 	p.mu.Lock()

@@ -147,6 +147,7 @@ func (r *receiver) Handle(ctx context.Context, d *plugins.Delivery) (plugins.Res
 		panic(failure)
 	case "stop":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		select {}
 	case "hang":
 		if b.Stubborn {
 			select {}
