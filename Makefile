@@ -86,6 +86,7 @@ proto: ## Generate code of plugins/pluginpb/plugin.proto (needs protoc: apt-get 
 	PATH="$(CURDIR)/bin:$$PATH" protoc -I plugins/pluginpb --go_out=plugins/pluginpb --go_opt=paths=source_relative \
 		--go-grpc_out=plugins/pluginpb --go-grpc_opt=paths=source_relative plugin.proto
 	$(GO) tool gofumpt -w plugins/pluginpb
+	protoc -I plugins/pluginpb --python_out=internal/handler/plugin/testdata/python plugin.proto
 
 .PHONY: deps
 deps: ## Install what building and testing need and this machine lacks

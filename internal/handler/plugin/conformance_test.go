@@ -48,6 +48,19 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
+	for name, mode := range map[string]os.FileMode{"receiver.py": 0o755, "plugin_pb2.py": 0o644} {
+		b, err := os.ReadFile(filepath.Join("testdata", "python", name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), b, mode)
+		}
+		if err == nil {
+			err = os.Chmod(filepath.Join(dir, name), mode)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	if err := os.Setenv("PLUGIN_TEST_BIN", dir); err != nil {
 		return 1
 	}
@@ -57,6 +70,13 @@ func run(m *testing.M) int {
 func TestConformance(t *testing.T) {
 	t.Run("package plugins", func(t *testing.T) { conform(t, "receiver") })
 	t.Run("nothing but gRPC", func(t *testing.T) { conform(t, "raw") })
+	t.Run("Python", func(t *testing.T) {
+		const python = "/usr/bin/python3" // the receiver's first line has it
+		if out, err := exec.Command(python, "-c", "import grpc, google.protobuf, cryptography").CombinedOutput(); err != nil {
+			t.Skipf("%s lacks what the receiver needs (apt-get install python3-grpcio python3-protobuf python3-cryptography): %s", python, out)
+		}
+		conform(t, "receiver.py")
+	})
 }
 
 func conform(t *testing.T, receiver string) {

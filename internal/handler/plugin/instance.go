@@ -10,6 +10,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -86,10 +87,14 @@ func (k *keeper) start(ctx context.Context) (_ *instance, err error) {
 		k.file.Store(&file)
 		i.process = newProcess(k.opts, id, k.out)
 		interrupt = i.process.kill
-		config.AutoMTLS = true
+		var certificate string
+		if certificate, config.TLSConfig, err = mutual(); err != nil {
+			return nil, err
+		}
 		config.UnixSocketConfig = &goplugin.UnixSocketConfig{TempDir: k.folder.path}
 		config.RunnerFunc = func(_ hclog.Logger, cmd *exec.Cmd, _ string) (runner.Runner, error) {
-			return i.process.prepare(cmd), nil
+			i.process.env = append(slices.Clone(cmd.Env), "PLUGIN_CLIENT_CERT="+certificate)
+			return i.process, nil
 		}
 	}
 	i.client = goplugin.NewClient(config)

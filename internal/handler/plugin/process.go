@@ -10,9 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +42,7 @@ type process struct {
 	opts     Options
 	identity program.Identity
 	out      *output
-	env      []string // set by go-plugin before Start
+	env      []string // what go-plugin wants, set before Start
 
 	handshake *io.PipeReader // for go-plugin
 	found     *io.PipeWriter
@@ -342,10 +340,4 @@ func (p *process) end() string {
 		how += ": " + p.out.mask.Load().Line(last, 200)
 	}
 	return how
-}
-
-// prepare takes on what go-plugin wants of the environment.
-func (p *process) prepare(cmd *exec.Cmd) *process {
-	p.env = slices.Clone(cmd.Env)
-	return p
 }
