@@ -383,12 +383,13 @@ type Limits struct {
 
 // Plugin is a program that speaks Billhook's plugin protocol.
 type Plugin struct {
-	// Path is the plugin: an executable file.
+	// Path is the plugin: an executable file that, like its folder, nobody else can change.
 	Path string `yaml:"path" jsonschema:"required"`
 	// Args are its arguments.
 	Args []Text `yaml:"args,omitempty"`
-	// Checksum pins the file: sha256: and 64 hexadecimal digits.
+	// Checksum pins the file: sha256: and 64 hexadecimal digits. A plugin with another is not
+	// started.
 	Checksum string `yaml:"checksum,omitempty"`
-	// Config is passed to the plugin, which judges it.
+	// Config is passed to the plugin, which judges it when the file is loaded: see plugins.md.
 	Config Object `yaml:"config,omitempty"`
 }

@@ -74,8 +74,8 @@ func rootCommand() *cobra.Command {
 		Short: "Turn changes of a billing database into calls of handlers",
 		Long: `Billhook follows a Postgres billing database by logical replication, derives
 business events (a client was created, a balance reached zero, a package was
-activated) and calls the handlers that handlers.yaml names: HTTP endpoints and
-scripts. It runs beside the database and changes nothing in it.`,
+activated) and calls the handlers that handlers.yaml names: HTTP endpoints,
+scripts and plugins. It runs beside the database and changes nothing in it.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
