@@ -44,7 +44,7 @@ func (s *server) Describe(context.Context, *pluginpb.DescribeRequest) (*pluginpb
 func (s *server) Configure(ctx context.Context, r *pluginpb.ConfigureRequest) (resp *pluginpb.ConfigureResponse, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("panic in New", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			s.log.Error("panic in New", "panic", fmt.Sprint(p), "stack", stack())
 			err = status.Errorf(codes.Internal, "panic in New: %v", p)
 		}
 	}()
@@ -118,7 +118,7 @@ func (s *server) Handle(ctx context.Context, r *pluginpb.HandleRequest) (resp *p
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("panic in Handle", "panic", fmt.Sprint(p), "event", r.GetEventId(), "stack", string(debug.Stack()))
+			s.log.Error("panic in Handle", "panic", fmt.Sprint(p), "event", r.GetEventId(), "stack", stack())
 			resp, err = &pluginpb.HandleResponse{Outcome: pluginpb.Outcome_OUTCOME_RETRY, Error: valid(fmt.Sprintf("panic: %v", p))}, nil
 		}
 	}()
@@ -190,3 +190,14 @@ func closeHandler(h Handler, log *slog.Logger) {
 
 // valid is s as valid UTF-8, which protobuf wants of text.
 func valid(s string) string { return strings.ToValidUTF8(s, "\ufffd") }
+
+// stack is where a panic came from, without what is always there.
+func stack() string {
+	s := string(debug.Stack())
+	if _, after, ok := strings.Cut(s, "\npanic("); ok {
+		_, s, _ = strings.Cut(after, "\n\t")
+		_, s, _ = strings.Cut(s, "\n")
+	}
+	s, _, _ = strings.Cut(s, "\ngithub.com/billhook/billhook/plugins.(*server)")
+	return s
+}

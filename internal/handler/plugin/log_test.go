@@ -43,7 +43,10 @@ func recorder(t *testing.T) (*slog.Logger, *lines) {
 	l := &lines{t: t}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("log:\n%s", l.String())
+			all := strings.Split(l.String(), "\n")
+			for _, line := range all[max(len(all)-20, 0):] {
+				t.Log("log: " + line[:min(len(line), 300)])
+			}
 		}
 	})
 	return slog.New(slog.NewTextHandler(io.Writer(l), &slog.HandlerOptions{Level: slog.LevelDebug})), l

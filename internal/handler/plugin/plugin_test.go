@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -614,4 +615,111 @@ func hostMain(path string) int {
 	}()
 	_, _ = h.Handle(context.Background(), handlertest.Delivery([]byte("{}")))
 	return 1
+}
+
+// TestNothingStays: after many calls with faults of every kind, and many processes,
+// descriptors, goroutines and children are what they were after the first start; and
+// after the end what they were before. BILLHOOK_EXECUTIONS says how many.
+func TestNothingStays(t *testing.T) {
+	n := 1500
+	if text, ok := os.LookupEnv("BILLHOOK_EXECUTIONS"); ok {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	temp := t.TempDir()
+	log, written := recorder(t)
+	h, dir := receiver(t, map[string]any{"behaviour": map[string]any{"Outcome": "payload"}}, func(o *plugin.Options) {
+		o.Logger, o.TempDir = log, temp
+		o.KillGrace = 50 * time.Millisecond
+		o.Restart = backoff.Schedule{Initial: time.Millisecond, Max: 10 * time.Millisecond}
+	})
+	deliver := func(outcome string, within time.Duration) (handler.Result, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		return h.Handle(ctx, handlertest.Delivery([]byte(outcome)))
+	}
+	succeed := func() {
+		t.Helper()
+		if err := handlertest.Poll("a success", func() bool {
+			_, err := deliver("succeed", time.Minute)
+			return err == nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	succeed()
+	before := handlertest.Snapshot()
+
+	numbers := make(chan int)
+	var mu sync.Mutex
+	reasons := map[handler.Reason]int{}
+	pids := map[int]bool{}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range numbers {
+				outcome, within := "succeed", time.Minute
+				switch {
+				case i%150 == 7:
+					outcome = "crash"
+				case i%150 == 50:
+					outcome, within = "stubborn", 20*time.Millisecond
+				case i%150 == 100:
+					outcome, within = "stop", 20*time.Millisecond
+				case i%10 == 3:
+					outcome, within = "hang", 5*time.Millisecond
+				case i%10 == 4:
+					outcome = "panic"
+				case i%10 == 5:
+					outcome = "permanent"
+				}
+				var res handler.Result
+				var err error
+				if perr := handlertest.Poll("a process", func() bool {
+					res, err = deliver(outcome, within)
+					return res.Reason != handler.ReasonStart
+				}); perr != nil {
+					t.Error(perr)
+				}
+				mu.Lock()
+				reasons[res.Reason]++
+				if b, perr := os.ReadFile(filepath.Join(dir, "pid")); perr == nil {
+					if p, perr := strconv.Atoi(string(b)); perr == nil {
+						pids[p] = true
+					}
+				}
+				mu.Unlock()
+				if outcome == "succeed" && err != nil && res.Reason != handler.ReasonCrash {
+					t.Errorf("call %d: %v", i, err)
+				}
+			}
+		})
+	}
+	for i := range n {
+		numbers <- i
+	}
+	close(numbers)
+	wg.Wait()
+	succeed()
+	t.Logf("%d calls, %d processes: %v", n, len(pids), reasons)
+	if len(pids) < n/100 {
+		t.Errorf("only %d processes were needed", len(pids))
+	}
+	before.Check(t)
+	for p := range pids {
+		if b, err := os.ReadFile(filepath.Join(dir, "pid")); err == nil && string(b) != strconv.Itoa(p) && !gone(p) {
+			t.Errorf("process %d is still there", p)
+		}
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+		t.Errorf("left in the folder for sockets: %v, %v", left, err)
+	}
+	if strings.Contains(written.String(), "DATA RACE") {
+		t.Error("the plugin has a race")
+	}
 }

@@ -83,7 +83,9 @@ func (r *receiver) enter() {
 
 func (r *receiver) Handle(ctx context.Context, d *plugins.Delivery) (plugins.Result, error) {
 	b := r.Behaviour
-	r.enter()
+	if b.Outcome != "payload" {
+		r.enter()
+	}
 	for b.Gate {
 		if _, err := os.Stat(filepath.Join(r.Dir, "gate")); err == nil {
 			break
@@ -133,7 +135,11 @@ func (r *receiver) Handle(ctx context.Context, d *plugins.Delivery) (plugins.Res
 	}
 	res.Received.Body = out.Bytes()
 	err := errors.New(failure)
-	switch b.Outcome {
+	outcome := b.Outcome
+	if outcome == "payload" {
+		outcome = string(d.Payload)
+	}
+	switch outcome {
 	case "retry":
 		if b.RetryAfter > 0 {
 			return res, plugins.RetryAfter(err, b.RetryAfter)
@@ -147,6 +153,8 @@ func (r *receiver) Handle(ctx context.Context, d *plugins.Delivery) (plugins.Res
 		panic(failure)
 	case "stop":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		select {}
+	case "stubborn":
 		select {}
 	case "hang":
 		if b.Stubborn {
