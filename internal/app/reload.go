@@ -36,21 +36,27 @@ func (a *App) watch(ctx context.Context) error {
 
 	// The folder is watched, not the file: editors replace it by renaming.
 	changed := make(chan fsnotify.Event)
+	attend := func() {}
 	if w, err := fsnotify.NewWatcher(); err != nil {
 		a.log.Warn("cannot watch handlers.yaml, looking every so often instead", "err", err, "every", reloadPoll)
 	} else {
 		defer w.Close()
-		dirs := map[string]bool{}
-		for _, f := range append(a.files(a.loaded.Handlers), programs(a.loaded.Handlers)...) {
-			dirs[filepath.Dir(f)] = true
-		}
-		for dir := range dirs {
-			if err := w.Add(dir); err != nil {
-				a.log.Warn("cannot watch a folder, looking every so often instead", "folder", dir, "err", err, "every", reloadPoll)
+		changed = w.Events
+		tried := map[string]bool{}
+		attend = func() {
+			for _, f := range append(a.files(a.loaded.Handlers), programs(a.loaded.Handlers)...) {
+				dir := filepath.Dir(f)
+				if tried[dir] {
+					continue
+				}
+				tried[dir] = true
+				if err := w.Add(dir); err != nil {
+					a.log.Warn("cannot watch a folder, looking every so often instead", "folder", dir, "err", err, "every", reloadPoll)
+				}
 			}
 		}
-		changed = w.Events
 	}
+	attend()
 
 	seen := a.fingerprint(a.loaded.Handlers)
 	poll := time.NewTicker(reloadPoll)
@@ -79,7 +85,8 @@ func (a *App) watch(ctx context.Context) error {
 		}
 		seen = now
 		a.reloadHandlers(ctx)
-		seen = a.fingerprint(a.loaded.Handlers) // it may name other files now
+		attend() // it may name other files now
+		seen = a.fingerprint(a.loaded.Handlers)
 		if asked != nil {
 			asked <- a.reload.Load().err
 		}

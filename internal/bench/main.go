@@ -5,7 +5,9 @@
 // is measured is the whole binary with its rules on: decoding, deriving, memory,
 // journal. No handler matches, so none is called. Times are wall clock until the
 // last transaction is durable; CPU is that of the consumer's process and of the
-// walsender that feeds it, from /proc; memory is the consumer's peak.
+// walsender that feeds it, from /proc; memory is the consumer's peak. Then come
+// deliveries and latency beside a bare client, a large journal, and handlers that are
+// programs beside os/exec and go-plugin alone.
 //
 //	go run ./internal/bench            # a million changes per case, a few minutes
 //	go run ./internal/bench -changes 100000 -runs 1
@@ -50,7 +52,12 @@ func main() {
 	url := flag.String("post", "", "be a client: post standard input to this URL, -changes times")
 	atATime := flag.Int("at-a-time", 1, "requests of the client under way")
 	bare := flag.Bool("bare", false, "as client, use net/http alone instead of Billhook's handler")
+	kind := flag.String("serve", "", "be a plugin, with Billhook's package plugins or with go-plugin alone")
 	flag.Parse()
+	if *kind != "" {
+		serve(*kind)
+		return
+	}
 	run := b.run
 	if *url != "" {
 		run = func(ctx context.Context) error { return post(ctx, *url, b.changes, *atATime, *bare) }
@@ -214,7 +221,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context, *tabwriter.Writer) error
-	}{{"deliveries", b.deliveries}, {"latency", b.latency}, {"pending", b.backlog}, {"retention", b.retention}} {
+	}{{"deliveries", b.deliveries}, {"latency", b.latency}, {"pending", b.backlog}, {"retention", b.retention}, {"programs", b.programs}} {
 		if !strings.Contains(part.name, b.only) {
 			continue
 		}
