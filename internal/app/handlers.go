@@ -19,6 +19,7 @@ import (
 	"github.com/billhook/billhook/internal/expr"
 	"github.com/billhook/billhook/internal/handler"
 	"github.com/billhook/billhook/internal/handler/http"
+	"github.com/billhook/billhook/internal/handler/plugin"
 	"github.com/billhook/billhook/internal/handler/script"
 	"github.com/billhook/billhook/internal/web"
 )
@@ -286,7 +287,20 @@ func (a *App) faring() []web.Handler {
 		t = t.UTC()
 		return &t
 	}
+	running := map[int]*plugin.Handler{}
+	for _, h := range *a.handlers.Load() {
+		if p, ok := h.Call.(*plugin.Handler); ok {
+			running[h.ID] = p
+		}
+	}
 	for i := range rows {
+		if p, ok := running[rows[i].ID]; ok {
+			s := p.Status()
+			rows[i].Plugin = &web.Plugin{Up: s.Up, Name: s.Name, Version: s.Version, Since: moment(s.Since)}
+			if s.Err != nil {
+				rows[i].Plugin.Error = s.Err.Error()
+			}
+		}
 		h, ok := health[rows[i].ID]
 		if !ok {
 			continue

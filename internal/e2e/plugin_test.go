@@ -139,6 +139,17 @@ http: {listen: "${LISTEN}"}
 		return pids[len(pids)-1]
 	}
 
+	var list struct {
+		Handlers []struct {
+			Plugin struct {
+				Up            bool
+				Name, Version string
+			}
+		}
+	}
+	if in.getJSON("/api/v1/handlers", &list); len(list.Handlers) != 1 || fmt.Sprint(list.Handlers[0].Plugin) != "{true noting 1}" {
+		t.Errorf("of the plugin is said %+v", list)
+	}
 	t.Log("the plugin is killed in the middle")
 	metric(`billhook_plugin_up{handler="1"}`, 1)
 	midway(1)

@@ -53,6 +53,16 @@ type Handler struct {
 	Kind     string   `json:"kind"`   // "http", "script", "plugin"
 	Target   string   `json:"target"` // URL without credentials, or path
 	Health   *Health  `json:"health,omitempty"`
+	Plugin   *Plugin  `json:"plugin,omitempty"` // of the kind plugin
+}
+
+// Plugin is how the process of a plugin is.
+type Plugin struct {
+	Up      bool       `json:"up"`
+	Name    string     `json:"name,omitempty"`
+	Version string     `json:"version,omitempty"`
+	Since   *time.Time `json:"since,omitempty"` // when it was started
+	Error   string     `json:"error,omitempty"` // why it is not up
 }
 
 // Health is how a handler fares since the start of the process.

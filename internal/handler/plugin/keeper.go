@@ -109,6 +109,15 @@ func (k *keeper) running() *instance {
 	return k.state.instance
 }
 
+func (k *keeper) status() Status {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if i := k.state.instance; i != nil {
+		return Status{Up: true, Name: i.name, Version: i.version, Since: i.since}
+	}
+	return Status{Err: k.state.err}
+}
+
 // get returns the instance that runs, after waiting for one that is being started, as
 // one that has just died will be. Its
 // error is fit for people.

@@ -213,6 +213,17 @@ func (h *Handler) Ready(ctx context.Context) error {
 	}
 }
 
+// Status is how a plugin's process is.
+type Status struct {
+	Up            bool
+	Name, Version string    // of the one that is up
+	Since         time.Time // when it was started
+	Err           error     // why it is not up; nil also while it is being started
+}
+
+// Status returns how the process is now.
+func (h *Handler) Status() Status { return h.keeper.status() }
+
 // Changed reports whether the plugin's file is another than the one that was last
 // started.
 func (h *Handler) Changed() bool {

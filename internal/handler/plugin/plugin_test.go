@@ -177,6 +177,9 @@ func TestStarts(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				if s := h.Status(); !s.Up || s.Name != c.bin || s.Err != nil {
+					t.Errorf("status %+v", s)
+				}
 				if _, err := call(t, h); err != nil {
 					t.Error(err)
 				}
@@ -188,6 +191,9 @@ func TestStarts(t *testing.T) {
 			res, err := call(t, h)
 			if err == nil || res.Reason != handler.ReasonStart || handler.IsPermanent(err) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "; it is started again in ") {
 				t.Errorf("attempt: reason %q, error %v", res.Reason, err)
+			}
+			if s := h.Status(); s.Up || s.Err == nil || !strings.Contains(s.Err.Error(), c.want) {
+				t.Errorf("status %+v", s)
 			}
 		})
 	}
