@@ -66,6 +66,7 @@ func build(h *config.Handlers, before map[int]defined, columns map[string]event.
 		}
 		return nil, nil, err
 	}
+	o.plugins.keep(now, made)
 	return now, made, nil
 }
 

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 
 	"github.com/billhook/billhook/config"
+	"github.com/billhook/billhook/internal/dispatch"
 	"github.com/billhook/billhook/internal/handler/plugin"
 	"github.com/billhook/billhook/plugins"
 )
@@ -102,6 +104,32 @@ func reattach(id int, env config.Lookup) (*plugins.Reattach, error) {
 func replaced(d defined) bool {
 	h, ok := d.made.Call.(*plugin.Handler)
 	return ok && h.Changed()
+}
+
+// keep leaves those plugins in force that run well and whose file was replaced by one
+// that cannot be started.
+func (h *pluginHost) keep(now map[int]defined, made []*dispatch.Handler) {
+	if h == nil {
+		return
+	}
+	for i, d := range made {
+		old, ok := h.before[d.ID]
+		if !ok || old.made == d || !reflect.DeepEqual(old.config, now[d.ID].config) {
+			continue
+		}
+		fresh, ok := d.Call.(*plugin.Handler)
+		running, was := old.made.Call.(*plugin.Handler)
+		if !ok || !was || !running.Status().Up {
+			continue
+		}
+		err := fresh.Ready(h.ctx)
+		if err == nil {
+			continue
+		}
+		h.log.Error("the file of a plugin was replaced by one that cannot be started; the process of the one before serves on", "handler", d.ID, "err", err)
+		_ = fresh.Close() // it was never called
+		now[d.ID], made[i] = old, old.made
+	}
 }
 
 // plugins waits until the plugins of handlers were started. What one says of its

@@ -177,18 +177,27 @@ handlers:
 	if second[0] == first[0] || second[1] != first[1] {
 		t.Errorf("one configuration changed: %v, were %v", second, first)
 	}
-	// The file of both is replaced.
+	// The file of both is replaced, at first by one that is none.
 	b, err := os.ReadFile(path)
-	if err == nil {
-		err = os.WriteFile(path+".new", b, 0o755)
-	}
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	reload(", priority: 5", ", say: hello")
+	replace := func(content []byte) {
+		t.Helper()
+		err := os.WriteFile(path+".new", content, 0o755)
+		if err == nil {
+			err = os.Rename(path+".new", path)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		reload(", priority: 5", ", say: hello")
+	}
+	replace([]byte("#!/bin/sh\nexit 1\n"))
+	if now := pids(); now != second || !force[1].made.Call.(*plugin.Handler).Status().Up {
+		t.Errorf("the file was replaced by a bad one: %v, were %v", now, second)
+	}
+	replace(b)
 	if now := pids(); now[0] == second[0] || now[1] == second[1] {
 		t.Errorf("the file was replaced: %v, were %v", now, second)
 	}
