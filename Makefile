@@ -52,7 +52,7 @@ nightly: deps ## Run the random tests for long: models against Billhook, under k
 	$(GO) test -count=1 -timeout 90m -run '^TestSpill$$' -seeds 5000 ./internal/billing
 	$(GO) test -race -count=1 -timeout 90m -run '^TestModel' -seeds 300 ./internal/dispatch
 	$(GO) test -race -count=1 -timeout 90m -run '^TestFlippedBytes$$' -flips 150 ./internal/journal
-	BILLHOOK_EXECUTIONS=10000 $(GO) test -count=1 -timeout 90m -run '^TestNothingStays$$' -v ./internal/handler/plugin
+	BILLHOOK_TEST_RUNS=10000 $(GO) test -count=1 -timeout 90m -run '^TestManyRuns$$' -v ./internal/handler/plugin ./internal/handler/script
 
 .PHONY: soak
 soak: deps ## Have everything around Billhook fail under traffic, and count (SOAK_FOR=1h)

@@ -1,0 +1,70 @@
+//go:build unix
+
+package plugin
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestFolder: the folders of a Billhook that was killed are removed by the next, those
+// in use are not; a path that is too long for a socket is not used.
+func TestFolder(t *testing.T) {
+	base, err := os.MkdirTemp("/tmp", "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(base)
+	used, err := newFolder(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale, foreign, making, old := filepath.Join(base, folderPrefix+"1"), filepath.Join(base, "other"), filepath.Join(base, folderPrefix+"2"), filepath.Join(base, folderPrefix+"3")
+	for _, dir := range []string{stale, filepath.Join(stale, "plugin-dir1"), foreign, making, old} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{filepath.Join(stale, lockName), filepath.Join(foreign, lockName), filepath.Join(used.path, "socket")} {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(old, long, long); err != nil {
+		t.Fatal(err)
+	}
+	again, err := newFolder(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{stale: false, foreign: true, making: true, old: false, used.path: true, again.path: true} {
+		if _, err := os.Stat(path); (err == nil) != want {
+			t.Errorf("%s: %v, want it there: %t", path, err, want)
+		}
+	}
+	used.empty()
+	if _, err := os.Stat(filepath.Join(used.path, lockName)); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(used.path, "socket")); err == nil {
+		t.Error("the socket is still there")
+	}
+	used.remove()
+	again.remove()
+	deep := filepath.Join(base, strings.Repeat("x", 60))
+	if err := os.Mkdir(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	short, err := newFolder(deep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer short.remove()
+	if filepath.Dir(short.path) != "/tmp" {
+		t.Errorf("the folder is %s", short.path)
+	}
+}
