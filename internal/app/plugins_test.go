@@ -85,6 +85,12 @@ func TestPlugins(t *testing.T) {
 		t.Errorf("%v does not begin with %s", err, want)
 	}
 
+	bad := o
+	bad.Env = func(string) (string, bool) { return "{", true }
+	if _, _, err := build(load("plugin: {path: $P, config: {dir: "+dir+"}}"), nil, nil, nil, bad); err == nil || !strings.Contains(err.Error(), "handlers[0].plugin: BILLHOOK_PLUGIN_REATTACH is not what a plugin prints that was started with BILLHOOK_PLUGIN_DEBUG: ") {
+		t.Error(err)
+	}
+
 	// Handlers whose plugins cannot be started are made, and so are those that are not to
 	// be called.
 	_, made, err := build(load(

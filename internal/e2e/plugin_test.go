@@ -75,7 +75,7 @@ func TestPlugin(t *testing.T) {
 	}
 	file := func(config string) string {
 		return fmt.Sprintf(`version: 1
-defaults: {timeout: 30s, retry: {initial: 100ms, max: 1s}}
+defaults: {timeout: 30s, retry: {initial: 100ms, max: 1s}, breaker: {failures: 0}}
 handlers:
   - {id: 1, name: Block, event: clients.balance_zero, plugin: {path: %q, config: {dir: %q, %s}}}
 `, bin, dir, config)
@@ -86,7 +86,7 @@ entities:
   clients: {table: public.clients, key: [id], balance: {column: balance}}
 journal: {path: "${JOURNAL}"}
 http: {listen: "${LISTEN}"}
-`, file("take: 300ms"))
+`, file("take: 300ms, token: hunter2hunter2"))
 	in.start()
 	in.waitReady()
 
@@ -180,7 +180,7 @@ http: {listen: "${LISTEN}"}
 
 	t.Log("handlers.yaml is refused, and the plugin serves on")
 	third := last()
-	write(t, in.handlers, file("takes: 1s"))
+	write(t, in.handlers, file("takes: 1s, token: hunter2hunter2"))
 	metric("billhook_config_last_reload_successful", 0)
 	log, err := os.ReadFile(in.log)
 	if want := "handlers.yaml:4:"; err != nil || !strings.Contains(string(log), want) || !strings.Contains(string(log), "handlers[0].plugin.config.takes: the plugin noting says: there is no such key here") {
@@ -246,7 +246,22 @@ http: {listen: "${LISTEN}"}
 	if len(n.begun) != 30 || repeated == 0 {
 		t.Errorf("%d clients, %d of them with repetitions", len(n.begun), repeated)
 	}
+	in.start()
+	in.waitReady()
+	for _, page := range []string{"/", "/metrics", "/api/v1/handlers", "/api/v1/executions.ndjson?full=true"} {
+		_, body, err := in.get(page)
+		if err != nil || strings.Contains(string(body), "hunter2") {
+			t.Errorf("%s: %v, or the secret is in it", page, err)
+		}
+		if strings.HasPrefix(page, "/api/v1/executions") && strings.Count(string(body), "a leak: ***") < 4 {
+			t.Errorf("%s: what the plugin says is not there", page)
+		}
+	}
+	in.stop()
 	log, err = os.ReadFile(in.log)
+	if strings.Contains(string(log), "hunter2") || strings.Count(string(log), "a leak: ***") < 3 {
+		t.Error("the secret is in the log, or what was said with it is not")
+	}
 	if err != nil || !strings.Contains(string(log), "msg=hello handler=1 plugin=noting") {
 		t.Errorf("what the plugin logs is not there: %v", err)
 	}

@@ -17,11 +17,17 @@ type config struct {
 	Dir   string           `json:"dir" jsonschema:"required"`
 	Take  plugins.Duration `json:"take,omitempty"`
 	Child bool             `json:"child,omitempty"` // start a process that would stay
+	Token plugins.Secret   `json:"token,omitempty"` // shown wherever it can be
 }
 
 func main() {
 	plugins.Serve(plugins.Plugin[config]{Name: "noting", Version: "1", New: func(_ context.Context, c config, env plugins.Env) (plugins.Handler, error) {
 		env.Logger.Info("hello")
+		if token := c.Token.Reveal(); token != "" {
+			env.Logger.Warn("a leak: "+token, "token", token)
+			fmt.Println("a leak: " + token)
+			fmt.Fprintln(os.Stderr, "a leak: "+token)
+		}
 		note := func(format string, args ...any) error {
 			f, err := os.OpenFile(filepath.Join(c.Dir, "notes"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 			if err != nil {
@@ -44,6 +50,10 @@ func main() {
 			}
 		}
 		return plugins.HandlerFunc(func(ctx context.Context, d *plugins.Delivery) (plugins.Result, error) {
+			if token := c.Token.Reveal(); token != "" && d.Attempt == 1 {
+				leak := plugins.Exchange{Head: []string{"a leak: " + token}, Body: []byte("a leak: " + token)}
+				return plugins.Result{Reason: "a leak: " + token, Sent: leak, Received: leak}, fmt.Errorf("a leak: %s", token)
+			}
 			if err := note("begin %s %s", d.EventID, d.ObjectID); err != nil {
 				return plugins.Result{}, err
 			}
