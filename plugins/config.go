@@ -223,10 +223,10 @@ func isField(err error) bool {
 
 // fieldErrors takes joined errors apart.
 func fieldErrors(err error) (out []*fieldError) {
-	if f, ok := err.(*fieldError); ok { //nolint:errorlint // what wraps it is looked into below
+	if f, ok := err.(*fieldError); ok {
 		return []*fieldError{f}
 	}
-	switch e := err.(type) { //nolint:errorlint // likewise
+	switch e := err.(type) {
 	case interface{ Unwrap() []error }:
 		for _, x := range e.Unwrap() {
 			out = append(out, fieldErrors(x)...)

@@ -19,7 +19,7 @@ import (
 
 // pluginHost is what plugins are started with. A nil one starts them to be judged.
 type pluginHost struct {
-	ctx     context.Context //nolint:containedctx // of the start or reload that it is made for
+	ctx     context.Context // of the start or reload that it is made for
 	log     *slog.Logger
 	metrics *plugin.Metrics
 	before  map[int]defined // handlers in force, whose processes may serve on

@@ -48,7 +48,7 @@ func valid(s string) string { return strings.ToValidUTF8(s, "\ufffd") }
 type attempt struct {
 	*Handler
 	delivery *handler.Delivery
-	parent   context.Context //nolint:containedctx // an attempt is a call
+	parent   context.Context
 	begin    time.Time
 	res      handler.Result
 	mask     *exchange.Mask

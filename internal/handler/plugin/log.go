@@ -54,7 +54,7 @@ func (o *output) copy(r io.Reader, keep bool) {
 		line, err := b.ReadSlice('\n')
 		line = bytes.TrimRight(line, "\r\n")
 		cut := false
-		for err == bufio.ErrBufferFull { //nolint:errorlint // bufio returns it as it is
+		for err == bufio.ErrBufferFull {
 			if !cut {
 				line = bytes.Clone(line)
 				cut = true
