@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/billhook/billhook/config"
+	"github.com/billhook/billhook/internal/handler/plugin"
 	"github.com/billhook/billhook/internal/web"
 )
 
@@ -38,7 +39,7 @@ func (a *App) setStatus(ctx context.Context, id int, status string) error {
 	if string(after) == string(before) {
 		return a.reloadNow(ctx)
 	}
-	if err := a.canBe(after, id); err != nil {
+	if err := a.canBe(ctx, after, id); err != nil {
 		return refused("handler %d cannot be %s: %v", id, status, firstLine(err))
 	}
 	if err := replaceFile(path, before, after); err != nil {
@@ -56,7 +57,7 @@ func (a *App) setStatus(ctx context.Context, id int, status string) error {
 }
 
 // canBe judges a handler as it would be, by making it.
-func (a *App) canBe(text []byte, id int) error {
+func (a *App) canBe(ctx context.Context, text []byte, id int) error {
 	h, err := a.parseHandlers(text)
 	if err != nil {
 		return err
@@ -66,8 +67,13 @@ func (a *App) canBe(text []byte, id int) error {
 		if c.ID != id || c.Status != config.Enabled {
 			continue
 		}
-		d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, a.writes, a.loaded.Options)
+		o := a.loaded.Options
+		o.plugins = nil // it is only to be judged
+		d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, a.writes, o)
 		if d.Call != nil {
+			if call, ok := d.Call.(*plugin.Handler); ok {
+				p.judge(ctx, h, &c, call)
+			}
 			_ = d.Call.Close() // it was never called
 		}
 	}

@@ -155,9 +155,6 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomi
 			call, err = script.New(so)
 		}
 	case c.Plugin != nil:
-		if d.Status != dispatch.Enabled {
-			return d // its plugin is started when it is enabled
-		}
 		call, err = o.plugins.open(c, o)
 	}
 	if err != nil {
@@ -295,7 +292,7 @@ func (a *App) faring() []web.Handler {
 		}
 	}
 	for i := range rows {
-		if p, ok := running[rows[i].ID]; ok {
+		if p, ok := running[rows[i].ID]; ok && p.Status().Wanted {
 			s := p.Status()
 			rows[i].Plugin = &web.Plugin{Up: s.Up, Name: s.Name, Version: s.Version, Since: moment(s.Since)}
 			if s.Err != nil {

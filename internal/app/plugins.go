@@ -42,12 +42,14 @@ func (h *pluginHost) beside(before map[int]defined) *pluginHost {
 	return &c
 }
 
-// open begins to start the plugin of a handler, or takes on the one that runs.
+// open begins to start the plugin of a handler, or takes on the one that runs. That of a
+// handler that is not enabled is started when somebody tries it.
 func (h *pluginHost) open(c config.Handler, o Options) (*plugin.Handler, error) {
 	po, err := pluginOptions(c, o)
 	if err != nil {
 		return nil, err
 	}
+	po.Lazy = c.Status != config.Enabled
 	if h == nil {
 		po.OnlyCheck = true
 		return plugin.New(po)
@@ -143,7 +145,7 @@ func (p *problems) plugins(h *config.Handlers, made map[int]defined, o Options) 
 	for i := range h.Handlers {
 		c := &h.Handlers[i]
 		call, ok := made[c.ID].made.Call.(*plugin.Handler)
-		if !ok {
+		if !ok || c.Status != config.Enabled {
 			continue
 		}
 		p.refused(h, c, call.Ready(ctx))

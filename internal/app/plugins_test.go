@@ -102,8 +102,11 @@ func TestPlugins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, want := range []string{"ended with exit code 0", "has the checksum sha256:", "", "-", "-"} {
+	for i, want := range []string{"ended with exit code 0", "has the checksum sha256:", "", "refuses its configuration: the key dir is missing", "-"} {
 		call, ok := made[i].Call.(*plugin.Handler)
+		if ok && call.Status().Wanted != (made[i].Status == dispatch.Enabled) {
+			t.Errorf("handler %d: %+v", i+1, call.Status())
+		}
 		if !ok {
 			if want != "-" {
 				t.Errorf("handler %d has no plugin", i+1)

@@ -85,6 +85,11 @@ func (k *keeper) start(ctx context.Context) (_ *instance, err error) {
 			return nil, err
 		}
 		k.file.Store(&file)
+		if k.folder == nil {
+			if k.folder, err = newFolder(k.opts.TempDir); err != nil {
+				return nil, err
+			}
+		}
 		i.process = newProcess(k.opts, id, k.out)
 		interrupt = i.process.kill
 		var certificate string

@@ -24,12 +24,14 @@ type keeper struct {
 	opts   Options
 	log    *slog.Logger
 	out    *output
-	folder *folder // nil for a plugin that was started by hand
+	folder *folder // of its goroutine; nil for a plugin that was started by hand
 	mask   atomic.Pointer[exchange.Mask]
 	name   atomic.Pointer[string]
 	file   atomic.Pointer[fileStamp]
 	calls  atomic.Int64 // numbers calls
 
+	wanted   chan struct{} // closed when it is to be started
+	wants    sync.Once
 	cancel   context.CancelFunc
 	done     chan struct{}
 	tried    chan struct{} // closed after the first start
@@ -49,27 +51,26 @@ type state struct {
 	changed  chan struct{} // closed when another state follows
 }
 
-func newKeeper(o Options) (*keeper, error) {
+func newKeeper(o Options) *keeper {
 	k := &keeper{
-		opts: o, log: o.Logger.With("handler", o.HandlerID),
+		opts: o, log: o.Logger.With("handler", o.HandlerID), wanted: make(chan struct{}),
 		done: make(chan struct{}), tried: make(chan struct{}), users: 1, state: state{changed: make(chan struct{})},
 	}
 	k.mask.Store(configMask(nil, o.Config, nil))
 	base := filepath.Base(o.Path)
 	k.name.Store(&base)
 	k.out = newOutput(k.log, &k.mask, func() string { return *k.name.Load() }, func() { o.Metrics.droppedLine(o.HandlerID) })
-	if o.Reattach == nil {
-		var err error
-		if k.folder, err = newFolder(o.TempDir); err != nil {
-			return nil, err
-		}
+	if !o.Lazy {
+		k.want()
 	}
 	var ctx context.Context
 	ctx, k.cancel = context.WithCancel(context.Background())
-	o.Metrics.add(k)
 	go k.run(ctx)
-	return k, nil
+	return k
 }
+
+// want has the plugin started, if it is not yet.
+func (k *keeper) want() { k.wants.Do(func() { close(k.wanted) }) }
 
 // share counts one more user, unless there is none any more.
 func (k *keeper) share() bool {
@@ -112,16 +113,22 @@ func (k *keeper) running() *instance {
 func (k *keeper) status() Status {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if i := k.state.instance; i != nil {
-		return Status{Up: true, Name: i.name, Version: i.version, Since: i.since}
+	select {
+	case <-k.wanted:
+	default:
+		return Status{}
 	}
-	return Status{Err: k.state.err}
+	if i := k.state.instance; i != nil {
+		return Status{Wanted: true, Up: true, Name: i.name, Version: i.version, Since: i.since}
+	}
+	return Status{Wanted: true, Err: k.state.err}
 }
 
 // get returns the instance that runs, after waiting for one that is being started, as
 // one that has just died will be. Its
 // error is fit for people.
 func (k *keeper) get(ctx context.Context) (*instance, error) {
+	k.want()
 	for {
 		k.mu.Lock()
 		s := k.state
@@ -146,10 +153,21 @@ func (k *keeper) get(ctx context.Context) (*instance, error) {
 // run starts the plugin again and again until ctx ends.
 func (k *keeper) run(ctx context.Context) {
 	defer close(k.done)
-	defer k.opts.Metrics.remove(k)
-	if k.folder != nil {
-		defer k.folder.remove()
+	select {
+	case <-k.wanted:
+	case <-ctx.Done():
+		k.firstErr = errClosed
+		close(k.tried)
+		k.set(state{err: errClosed})
+		return
 	}
+	k.opts.Metrics.add(k)
+	defer k.opts.Metrics.remove(k)
+	defer func() {
+		if k.folder != nil {
+			k.folder.remove()
+		}
+	}()
 	failures := 0
 	began := uint64(time.Now().UnixNano())
 	for first := true; ; first = false {

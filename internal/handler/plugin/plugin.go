@@ -97,6 +97,8 @@ type Options struct {
 	// 0 is DefaultSteady.
 	Steady time.Duration
 
+	// Lazy starts the plugin not before the first call.
+	Lazy bool
 	// OnlyCheck has the plugin judge its configuration and not get ready for calls.
 	OnlyCheck bool
 	// Reattach is where a plugin runs that was started by hand; nil: it is started.
@@ -135,18 +137,14 @@ type Handler struct {
 
 var _ handler.Handler = (*Handler)(nil)
 
-// New checks o with the file that it names, begins to start the plugin, and returns
-// its Handler. It does not wait: Ready does.
+// New checks o with the file that it names, begins to start the plugin unless o is lazy,
+// and returns its Handler. It does not wait: Ready does.
 func New(o Options) (*Handler, error) {
 	setDefaults(&o)
 	if err := check(o); err != nil {
 		return nil, err
 	}
-	k, err := newKeeper(o)
-	if err != nil {
-		return nil, err
-	}
-	return &Handler{keeper: k, opts: o}, nil
+	return &Handler{keeper: newKeeper(o), opts: o}, nil
 }
 
 func setDefaults(o *Options) {
@@ -205,6 +203,7 @@ func check(o Options) error {
 // plugin goes on to be started again after a failure. A *ConfigError is what the
 // plugin says of its configuration.
 func (h *Handler) Ready(ctx context.Context) error {
+	h.keeper.want()
 	select {
 	case <-h.keeper.tried:
 		return h.keeper.firstErr
@@ -215,6 +214,7 @@ func (h *Handler) Ready(ctx context.Context) error {
 
 // Status is how a plugin's process is.
 type Status struct {
+	Wanted        bool // it was started, or is to be
 	Up            bool
 	Name, Version string    // of the one that is up
 	Since         time.Time // when it was started
@@ -236,11 +236,15 @@ func (h *Handler) Changed() bool {
 }
 
 // Again returns another Handler that uses the same process, if o asks for one that
-// would be the same. Each is to be closed; the process ends with the last.
+// would be the same. Each is to be closed; the process ends with the last. A lazy one
+// does not go on with a process that somebody wanted.
 func (h *Handler) Again(o Options) (*Handler, bool) {
 	setDefaults(&o)
-	if !sameProcess(h.opts, o) || h.Changed() || !h.keeper.share() {
+	if !sameProcess(h.opts, o) || o.Lazy && !h.opts.Lazy || h.Changed() || !h.keeper.share() {
 		return nil, false
+	}
+	if !o.Lazy {
+		h.keeper.want()
 	}
 	return &Handler{keeper: h.keeper, opts: o}, true
 }

@@ -455,6 +455,43 @@ func TestShared(t *testing.T) {
 	before.Check(t)
 }
 
+// TestLazy: a plugin that nobody calls is not started.
+func TestLazy(t *testing.T) {
+	t.Run("never", func(t *testing.T) {
+		h, dir := receiver(t, map[string]any{}, func(o *plugin.Options) { o.Lazy = true })
+		if s := h.Status(); s.Wanted || s.Up {
+			t.Errorf("status %+v", s)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "pid")); err == nil {
+			t.Error("it was started")
+		}
+	})
+	t.Run("when it is called", func(t *testing.T) {
+		h, _ := receiver(t, map[string]any{}, func(o *plugin.Options) { o.Lazy = true })
+		if _, err := call(t, h); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("when it is wanted for good, and not afterwards", func(t *testing.T) {
+		o := options(t, "receiver", map[string]any{"dir": t.TempDir()})
+		o.Lazy = true
+		lazy := start(t, o)
+		o.Lazy = false
+		h, ok := lazy.Again(o)
+		if !ok {
+			t.Fatal("the same is not served by the same process")
+		}
+		defer h.Close()
+		if err := h.Ready(t.Context()); err != nil {
+			t.Error(err)
+		}
+		o.Lazy = true
+		if _, ok := h.Again(o); ok {
+			t.Error("what nobody wants any more runs on")
+		}
+	})
+}
+
 // TestReattach: a plugin that was started by hand is used, and left alone at the end.
 func TestReattach(t *testing.T) {
 	dir := t.TempDir()
