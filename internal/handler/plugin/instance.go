@@ -137,7 +137,7 @@ func (i *instance) connect(ctx context.Context) error {
 	i.rpc, i.health = pluginpb.NewPluginClient(g.Conn), grpc_health_v1.NewHealthClient(g.Conn)
 	d, err := i.rpc.Describe(ctx, &pluginpb.DescribeRequest{})
 	if err != nil {
-		return fmt.Errorf("asked what it is: %w", err)
+		return refusal("asked what it is", err)
 	}
 	mask := k.mask.Load()
 	if name := mask.Line(d.GetName(), 100); name != "" {
@@ -153,7 +153,7 @@ func (i *instance) connect(ctx context.Context) error {
 		if problems := judge.Judge(k.opts.Config); len(problems) > 0 {
 			return &ConfigError{i.name, problems}
 		}
-		mask = configMask(judge, k.opts.Config, nil)
+		mask = configMask(judge, k.opts.Config, k.secrets)
 		k.mask.Store(mask)
 	}
 	level := "info"
@@ -171,7 +171,7 @@ func (i *instance) connect(ctx context.Context) error {
 		ConfigDir: k.opts.ConfigDir, LogLevel: level, CaptureLimit: int64(k.opts.CaptureLimit), OnlyCheck: k.opts.OnlyCheck,
 	})
 	if err != nil {
-		return fmt.Errorf("given its configuration: %w", err)
+		return refusal("given its configuration", err)
 	}
 	if len(r.GetProblems()) > 0 {
 		all := configMask(nil, k.opts.Config, r.GetSecrets()) // a plugin may quote what it refuses
@@ -181,8 +181,14 @@ func (i *instance) connect(ctx context.Context) error {
 		}
 		return refused
 	}
-	k.mask.Store(configMask(judge, k.opts.Config, r.GetSecrets()))
+	k.secrets = r.GetSecrets()
+	k.mask.Store(configMask(judge, k.opts.Config, k.secrets))
 	return nil
+}
+
+// refusal is the error of a call, without gRPC's own words around it.
+func refusal(what string, err error) error {
+	return &failure{what + ": " + status.Convert(err).Message(), err}
 }
 
 // explain says in an operator's words why a start has failed.
@@ -218,9 +224,6 @@ func (i *instance) explain(ctx context.Context, err error) error {
 		if last := k.out.lastWords(); last != "" {
 			err = fmt.Errorf("%w; its last words: %s", err, k.mask.Load().Line(last, 200))
 		}
-	}
-	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
-		return &failure{"plugin " + k.opts.Path + ": " + k.mask.Load().Line(s.Message(), maxError), err}
 	}
 	return &failure{"plugin " + k.opts.Path + ": " + k.mask.Load().Line(err.Error(), maxError), err}
 }
@@ -290,14 +293,16 @@ func (i *instance) well(ctx context.Context, within time.Duration) error {
 	return nil
 }
 
-// kill ends the plugin at once, for a reason. It does not wait.
-func (i *instance) kill(reason string) {
-	i.why.CompareAndSwap(nil, &reason)
+// kill ends the plugin at once, for a reason, and does not wait. It reports whether this
+// was the first reason.
+func (i *instance) kill(reason string) bool {
+	first := i.why.CompareAndSwap(nil, &reason)
 	if i.process != nil {
 		i.process.kill()
 	} else {
 		i.attached.end()
 	}
+	return first
 }
 
 // settle waits until a call that was given up has ended, and kills the plugin if it
@@ -318,8 +323,9 @@ func (i *instance) settle(call int64) {
 	if i.gone() {
 		return
 	}
-	i.keeper.log.Warn("a plugin did not end a call that was given up, and is killed", "plugin", i.name, "after", i.keeper.opts.KillGrace)
-	i.kill(restartHang)
+	if i.kill(restartHang) {
+		i.keeper.log.Warn("a plugin did not end a call that was given up, and is killed", "plugin", i.name, "after", i.keeper.opts.KillGrace)
+	}
 	<-i.exited()
 }
 

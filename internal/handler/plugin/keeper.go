@@ -21,14 +21,15 @@ import (
 //	starting ──► running ──► (dead) ──► starting       at once, after a long run
 //	    └──────────────────► waiting ──► starting      after a delay that grows
 type keeper struct {
-	opts   Options
-	log    *slog.Logger
-	out    *output
-	folder *folder // of its goroutine; nil for a plugin that was started by hand
-	mask   atomic.Pointer[exchange.Mask]
-	name   atomic.Pointer[string]
-	file   atomic.Pointer[fileStamp]
-	calls  atomic.Int64 // numbers calls
+	opts    Options
+	log     *slog.Logger
+	out     *output
+	folder  *folder // of its goroutine; nil for a plugin that was started by hand
+	mask    atomic.Pointer[exchange.Mask]
+	name    atomic.Pointer[string]
+	secrets []string // of its goroutine: what the plugin last said is secret
+	file    atomic.Pointer[fileStamp]
+	calls   atomic.Int64 // numbers calls
 
 	wanted   chan struct{} // closed when it is to be started
 	wants    sync.Once
@@ -125,8 +126,7 @@ func (k *keeper) status() Status {
 }
 
 // get returns the instance that runs, after waiting for one that is being started, as
-// one that has just died will be. Its
-// error is fit for people.
+// one that has just died will be. Its error is fit for people.
 func (k *keeper) get(ctx context.Context) (*instance, error) {
 	k.want()
 	for {

@@ -152,7 +152,7 @@ func TestStarts(t *testing.T) {
 		{name: "silence", bin: "raw", change: func(o *plugin.Options) { o.StartTimeout = 300 * time.Millisecond }, want: "it was not ready within 300ms"},
 		{name: "dies", bin: "raw", want: "ended with exit code 1: ERROR: no licence"},
 		{name: "slow", bin: "receiver", config: map[string]any{"slow_start": "1h"}, change: func(o *plugin.Options) { o.StartTimeout = time.Second }, want: "it was not ready within 1s"},
-		{name: "not ready", bin: "receiver", config: map[string]any{"not_ready": "no switch at ***"}, want: "given its configuration: "},
+		{name: "not ready", bin: "receiver", config: map[string]any{"not_ready": "no switch at ***"}, want: "/receiver: given its configuration: no switch at ***"},
 		{name: "refused", bin: "receiver", config: map[string]any{"refuse": "token", "say": "x"}, want: "it is refused: x"},
 		{name: "by its schema", bin: "receiver", config: map[string]any{"tokken": secret}, want: "plugin receiver refuses its configuration: tokken: there is no such key here"},
 		{name: "another file", bin: "receiver", change: func(o *plugin.Options) { o.Checksum = strings.Repeat("0", 64) }, want: "has the checksum sha256:" + right + ", not sha256:000000"},
@@ -280,7 +280,7 @@ func TestHang(t *testing.T) {
 		registry := prometheus.NewRegistry()
 		h, dir := receiver(t, map[string]any{"behaviour": map[string]any{"Outcome": "stop"}}, func(o *plugin.Options) {
 			o.Metrics = plugin.NewMetrics(registry)
-			o.Timeout, o.KillGrace = 300*time.Millisecond, 300*time.Millisecond
+			o.Timeout, o.KillGrace = time.Second, 300*time.Millisecond
 		})
 		if err := h.Ready(t.Context()); err != nil {
 			t.Fatal(err)
