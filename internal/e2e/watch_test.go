@@ -183,6 +183,7 @@ handlers:
   - {id: 1, name: Good, event: clients.update, write_back: [name], http: {url: %q}}
   - {id: 2, name: Bad, event: clients.balance_zero, blocking: false, failing_after: 1s, retry: {initial: 200ms, max: 200ms, attempts: 1000}, breaker: {failures: 0}, http: {url: %q}}
   - {id: 3, name: Dying, event: clients.balance_zero, retry: {attempts: 1}, breaker: {failures: 0}, http: {url: %q}}
+  - {id: 4, name: No plugin, event: clients.delete, plugin: {path: /usr/bin/true}}
 `, good.url, bad.url, bad.url))
 	in.start()
 	in.waitReady()
@@ -238,7 +239,7 @@ scrape_configs: [{job_name: billhook, static_configs: [{targets: [%q]}]}]
 		for _, s := range firing {
 			names = append(names, s.Metric["alertname"]+" "+s.Metric["handler"])
 		}
-		for _, want := range []string{"BillhookHandlerFailing 2", "BillhookDeadLetters 3"} {
+		for _, want := range []string{"BillhookHandlerFailing 2", "BillhookDeadLetters 3", "BillhookPluginDown 4"} {
 			if !slices.Contains(names, want) {
 				return fmt.Sprintf("%s does not fire, only %v", want, names)
 			}
@@ -246,7 +247,7 @@ scrape_configs: [{job_name: billhook, static_configs: [{targets: [%q]}]}]
 		return ""
 	})
 	// Nothing else fires for a Billhook that is well but for these.
-	firing, err := query(`ALERTS{alertname!~"BillhookHandlerFailing|BillhookDeadLetters"}`)
+	firing, err := query(`ALERTS{alertname!~"BillhookHandlerFailing|BillhookDeadLetters|BillhookPluginDown"}`)
 	if err != nil || len(firing) > 0 {
 		t.Errorf("%v %v", err, firing)
 	}
