@@ -86,7 +86,7 @@ proto: ## Generate code of plugins/pluginpb/plugin.proto (needs protoc: apt-get 
 	$(GO) build -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	PATH="$(CURDIR)/bin:$$PATH" protoc -I plugins/pluginpb --go_out=plugins/pluginpb --go_opt=paths=source_relative \
 		--go-grpc_out=plugins/pluginpb --go-grpc_opt=paths=source_relative plugin.proto
-	$(GO) tool gofumpt -w plugins/pluginpb
+	$(GO) tool gofumpt -w plugins/pluginpb/*.go
 	protoc -I plugins/pluginpb --python_out=internal/handler/plugin/testdata/python plugin.proto
 
 .PHONY: deps

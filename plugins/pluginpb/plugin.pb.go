@@ -7,11 +7,12 @@
 package pluginpb
 
 import (
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -877,22 +878,25 @@ func file_plugin_proto_rawDescGZIP() []byte {
 	return file_plugin_proto_rawDescData
 }
 
-var file_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
-var file_plugin_proto_goTypes = []any{
-	(Outcome)(0),              // 0: billhook.plugin.v1.Outcome
-	(Cause)(0),                // 1: billhook.plugin.v1.Cause
-	(*DescribeRequest)(nil),   // 2: billhook.plugin.v1.DescribeRequest
-	(*DescribeResponse)(nil),  // 3: billhook.plugin.v1.DescribeResponse
-	(*ConfigureRequest)(nil),  // 4: billhook.plugin.v1.ConfigureRequest
-	(*ConfigureResponse)(nil), // 5: billhook.plugin.v1.ConfigureResponse
-	(*ConfigProblem)(nil),     // 6: billhook.plugin.v1.ConfigProblem
-	(*HandleRequest)(nil),     // 7: billhook.plugin.v1.HandleRequest
-	(*AwaitRequest)(nil),      // 8: billhook.plugin.v1.AwaitRequest
-	(*AwaitResponse)(nil),     // 9: billhook.plugin.v1.AwaitResponse
-	(*HandleResponse)(nil),    // 10: billhook.plugin.v1.HandleResponse
-	(*Exchange)(nil),          // 11: billhook.plugin.v1.Exchange
-}
+var (
+	file_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+	file_plugin_proto_msgTypes  = make([]protoimpl.MessageInfo, 10)
+	file_plugin_proto_goTypes   = []any{
+		Outcome(0),                // 0: billhook.plugin.v1.Outcome
+		Cause(0),                  // 1: billhook.plugin.v1.Cause
+		(*DescribeRequest)(nil),   // 2: billhook.plugin.v1.DescribeRequest
+		(*DescribeResponse)(nil),  // 3: billhook.plugin.v1.DescribeResponse
+		(*ConfigureRequest)(nil),  // 4: billhook.plugin.v1.ConfigureRequest
+		(*ConfigureResponse)(nil), // 5: billhook.plugin.v1.ConfigureResponse
+		(*ConfigProblem)(nil),     // 6: billhook.plugin.v1.ConfigProblem
+		(*HandleRequest)(nil),     // 7: billhook.plugin.v1.HandleRequest
+		(*AwaitRequest)(nil),      // 8: billhook.plugin.v1.AwaitRequest
+		(*AwaitResponse)(nil),     // 9: billhook.plugin.v1.AwaitResponse
+		(*HandleResponse)(nil),    // 10: billhook.plugin.v1.HandleResponse
+		(*Exchange)(nil),          // 11: billhook.plugin.v1.Exchange
+	}
+)
+
 var file_plugin_proto_depIdxs = []int32{
 	6,  // 0: billhook.plugin.v1.ConfigureResponse.problems:type_name -> billhook.plugin.v1.ConfigProblem
 	0,  // 1: billhook.plugin.v1.HandleResponse.outcome:type_name -> billhook.plugin.v1.Outcome
