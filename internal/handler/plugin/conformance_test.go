@@ -109,6 +109,10 @@ func subject(t *testing.T, receiver string, b handlertest.Behaviour) *handlertes
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The time that a start takes is not that of the calls.
+	if err := h.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	return &handlertest.Subject{
 		Handler: h,
 		Entered: func(n int) error {
