@@ -99,8 +99,8 @@ func arrows() []arrow {
 			reason:  "the demo takes nothing from Billhook on trust: it counts by itself",
 		},
 		{
-			from: "...", to: []string{"internal/pgtest", "internal/lint", "internal/handler/handlertest", "testing/..."},
-			except: []string{"internal/pgtest", "internal/handler/handlertest"},
+			from: "...", to: []string{"internal/pgtest", "internal/servertest", "internal/lint", "internal/handler/handlertest", "internal/handler/plugin/plugintest", "testing/..."},
+			except: []string{"internal/pgtest", "internal/servertest", "internal/handler/handlertest", "internal/handler/plugin/plugintest"},
 			reason: "what is there for tests does not go into the binary",
 		},
 		{
