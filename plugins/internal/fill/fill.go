@@ -43,9 +43,14 @@ type Template struct {
 	text string
 }
 
-// Parse reads a template. Its error is fit for the operator.
-func Parse(text string) (*Template, error) {
-	t, err := template.New("").Option("missingkey=error").Funcs(Funcs()).Parse(text)
+// Parse reads a template, which may call the functions of more as well. Its error is
+// fit for the operator.
+func Parse(text string, more ...template.FuncMap) (*Template, error) {
+	t := template.New("").Option("missingkey=error").Funcs(Funcs())
+	for _, m := range more {
+		t.Funcs(m)
+	}
+	t, err := t.Parse(text)
 	if err != nil {
 		return nil, plain(err)
 	}
