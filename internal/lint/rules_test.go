@@ -160,12 +160,13 @@ func words() map[string]string {
 // word", each with the reason.
 func names() map[string]string {
 	return map[string]string{
-		"config item":                  "an item of a YAML sequence: YAML's own word",
-		"internal/wal message":         "a message of the replication protocol: Postgres' own word",
-		"internal/intake message":      "a message of the replication protocol: Postgres' own word",
-		"internal/replication message": "a message of the replication protocol: Postgres' own word",
-		"internal/journal record":      "a verb: an outcome is recorded",
-		"internal/dispatch record":     "a verb: an outcome is recorded",
-		"internal/billing record":      "what memory keeps of one row, as it is encoded",
+		"plugins/radius-disconnect message": "Message-Authenticator: RADIUS' own word",
+		"config item":                       "an item of a YAML sequence: YAML's own word",
+		"internal/wal message":              "a message of the replication protocol: Postgres' own word",
+		"internal/intake message":           "a message of the replication protocol: Postgres' own word",
+		"internal/replication message":      "a message of the replication protocol: Postgres' own word",
+		"internal/journal record":           "a verb: an outcome is recorded",
+		"internal/dispatch record":          "a verb: an outcome is recorded",
+		"internal/billing record":           "what memory keeps of one row, as it is encoded",
 	}
 }

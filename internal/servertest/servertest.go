@@ -135,8 +135,8 @@ func credential(t testing.TB) *syscall.Credential {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 }
 
-// User is the name of whom servers run as.
-func User(t testing.TB) string {
+// User is whom servers run as.
+func User(t testing.TB) *user.User {
 	t.Helper()
 	c := credential(t)
 	if c == nil {
@@ -146,7 +146,7 @@ func User(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return u.Username
+	return u
 }
 
 // Options says what to start.

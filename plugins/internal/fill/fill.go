@@ -13,6 +13,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	htmltemplate "html/template"
+	"io"
 	"strings"
 	"text/template"
 	"text/template/parse"
@@ -39,8 +41,10 @@ func Document(d *plugins.Delivery) (map[string]any, error) {
 
 // Template is a text with actions. It is safe for use by many goroutines.
 type Template struct {
-	t    *template.Template
-	text string
+	t interface {
+		Execute(w io.Writer, doc any) error
+	}
+	text string // for errors
 }
 
 // Parse reads a template, which may call the functions of more as well. Its error is
@@ -60,6 +64,27 @@ func Parse(text string, more ...template.FuncMap) (*Template, error) {
 		}
 	}
 	return &Template{t, text}, nil
+}
+
+// ParseHTML reads a template of HTML. Values that its actions print are escaped for
+// where they stand, by html/template.
+func ParseHTML(text string) (*Template, error) {
+	t, err := htmltemplate.New("").Option("missingkey=error").Funcs(Funcs()).Parse(text)
+	if err != nil {
+		return nil, plain(err)
+	}
+	for _, one := range t.Templates() {
+		if one.Tree != nil {
+			wrap(one.Tree.Root)
+		}
+	}
+	// It looks for the contexts of its actions when it is first executed.
+	if err := t.Execute(io.Discard, map[string]any{}); err != nil {
+		if e := (*htmltemplate.Error)(nil); errors.As(err, &e) {
+			return nil, errors.New(e.Description)
+		}
+	}
+	return &Template{t, "of HTML"}, nil
 }
 
 // Funcs is what templates may call beside Go's own functions.
@@ -101,7 +126,8 @@ func plain(err error) error {
 	if e := (template.ExecError{}); errors.As(err, &e) {
 		err = e.Err
 	}
-	return errors.New(strings.TrimPrefix(err.Error(), "template: :"))
+	text := strings.TrimPrefix(err.Error(), "html/")
+	return errors.New(strings.TrimPrefix(text, "template: :"))
 }
 
 // wrap has each action that prints print with show.

@@ -69,6 +69,36 @@ func TestLine(t *testing.T) {
 	}
 }
 
+func TestHTML(t *testing.T) {
+	doc := document(t, `{"data":{"name":"<script>alert('x')</script>","url":"javascript:alert(1)","note":null,"n":1.50}}`)
+	for text, want := range map[string]string{
+		"<p>{{.data.name}}</p>":             "<p>&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;</p>",
+		`<a href="{{.data.url}}">x</a>`:     `<a href="#ZgotmplZ">x</a>`,
+		"<b>{{.data.note}}|{{.data.n}}</b>": "<b>|1.50</b>",
+		`<a title="{{.data.name}}">`:        `<a title="&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;">`,
+	} {
+		x, err := ParseHTML(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := x.Text(doc); err != nil || got != want {
+			t.Errorf("%s: %s, %v, want %s", text, got, err, want)
+		}
+	}
+	for _, bad := range []string{"{{", "{{nosuch}}", `<a href="{{.data.x}}`} {
+		if _, err := ParseHTML(bad); err == nil {
+			t.Errorf("%s was taken", bad)
+		}
+	}
+	x, err := ParseHTML("{{.data.nosuch}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := x.Text(doc); err == nil {
+		t.Errorf("a column that is not there made %s", got)
+	}
+}
+
 func TestDocument(t *testing.T) {
 	for _, bad := range []string{"", "no", "[]", "null", `"x"`, "{"} {
 		if doc, err := Document(&plugins.Delivery{Payload: []byte(bad)}); err == nil {
