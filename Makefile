@@ -27,6 +27,11 @@ help: ## Print this list
 build: ## Build bin/billhook, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/billhook ./cmd/billhook
 
+.PHONY: plugins
+plugins: ## Build the plugins that come along into bin/plugins/, static binaries
+	@mkdir -p bin/plugins
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/plugins/ ./plugins/kamailio ./plugins/radius-disconnect ./plugins/nats ./plugins/smtp
+
 .PHONY: demo
 demo: deps build ## Show Billhook at work on a throwaway Postgres (DEMO_FLAGS="--for 20s")
 	bin/billhook demo $(DEMO_FLAGS)
