@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/billhook/billhook/internal/handler"
+	"github.com/billhook/billhook/internal/handler/handlertest"
 	"github.com/billhook/billhook/internal/handler/plugin/plugintest"
 	"github.com/billhook/billhook/internal/servertest"
 	"github.com/billhook/billhook/plugins"
@@ -236,6 +238,33 @@ func TestFurtherCalls(t *testing.T) {
 			t.Errorf("after %s: %q, want %q", step.event, got, step.want)
 		}
 	}
+}
+
+// TestNothingStays: after attempts of all kinds no goroutine and no descriptor is left.
+func TestNothingStays(t *testing.T) {
+	k := startKamailio(t)
+	before := handlertest.Snapshot()
+	for _, table := range []string{"blocked", "nosuch"} {
+		h, err := newSwitch(t.Context(), Config{Servers: []string{k.url()}, Token: plugins.NewSecret(token), Table: table}, plugintest.Env(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 20 {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			if i%5 == 4 {
+				cancel()
+			}
+			_, err := h.Handle(ctx, plugintest.Delivery(plugintest.Event(t, i, "clients.balance_zero", "4711", nil), 1))
+			if want := i%5 != 4 && table == "blocked"; (err == nil) != want {
+				t.Errorf("attempt %d: %v", i, err)
+			}
+			cancel()
+		}
+		if err := h.(*sipSwitch).Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	before.Check(t)
 }
 
 func TestConfig(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"layeh.com/radius"
 
 	"github.com/billhook/billhook/internal/handler"
+	"github.com/billhook/billhook/internal/handler/handlertest"
 	"github.com/billhook/billhook/internal/handler/plugin/plugintest"
 	"github.com/billhook/billhook/internal/servertest"
 	"github.com/billhook/billhook/plugins"
@@ -332,6 +333,42 @@ func TestSignature(t *testing.T) {
 	if err := exchange(b); err == nil || !strings.Contains(err.Error(), "no answer") {
 		t.Errorf("a wrong signature: %v", err)
 	}
+}
+
+// TestNothingStays: after attempts of all kinds no goroutine and no descriptor is left.
+func TestNothingStays(t *testing.T) {
+	f := startFreeradius(t)
+	before := handlertest.Snapshot()
+	c := Config{
+		Servers:    []Server{{Address: f.address(), Secret: plugins.NewSecret(secret)}, {Address: f.address(), Secret: plugins.NewSecret(secret)}},
+		Attributes: []Attribute{{Name: "User-Name", Value: "{{.data.login}}"}},
+		Retransmit: plugins.Duration(50 * time.Millisecond),
+	}
+	h, err := newSender(t.Context(), c, plugintest.Env(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := c
+	wrong.Servers = []Server{c.Servers[0], {Address: f.address(), Secret: plugins.NewSecret("wrong")}}
+	bad, err := newSender(t.Context(), wrong, plugintest.Env(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, login := range []string{"bob", "nak-503", "nak-506", "nak"} {
+		e := plugintest.Event(t, i, "clients.balance_zero", "4711", map[string]string{"login": login})
+		if _, err := h.Handle(t.Context(), plugintest.Delivery(e, 1)); (err == nil) != (i < 2) {
+			t.Errorf("%s: %v", login, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		if _, err := bad.Handle(ctx, plugintest.Delivery(e, 1)); err == nil {
+			t.Errorf("%s: a wrong secret did", login)
+		}
+		cancel()
+		if _, err := h.Handle(ctx, plugintest.Delivery(e, 1)); err == nil {
+			t.Errorf("%s: no error with a context that had ended", login)
+		}
+	}
+	before.Check(t)
 }
 
 func TestConfig(t *testing.T) {

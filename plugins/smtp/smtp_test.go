@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ import (
 	"time"
 
 	"github.com/billhook/billhook/internal/handler"
+	"github.com/billhook/billhook/internal/handler/handlertest"
 	"github.com/billhook/billhook/internal/handler/plugin/plugintest"
 	"github.com/billhook/billhook/internal/servertest"
 	"github.com/billhook/billhook/plugins"
@@ -342,6 +344,45 @@ func TestFaults(t *testing.T) {
 			t.Errorf("%v, reason %s", err, res.Reason)
 		}
 	})
+}
+
+// TestNothingStays: after attempts of all kinds no goroutine and no descriptor is left.
+func TestNothingStays(t *testing.T) {
+	x := startExim(t)
+	before := handlertest.Snapshot()
+	for _, more := range []map[string]any{
+		nil,
+		{"password": "another"},
+		{"ca_file": nil},
+		{"tls": "tls", "server": fmt.Sprintf("127.0.0.1:%d", x.tlsPort)},
+		{"tls": "tls"},
+		{"server": fmt.Sprintf("127.0.0.1:%d", x.tlsPort)},
+	} {
+		b, err := json.Marshal(x.config(more))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := plugins.DecodeConfig[Config](b, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := newMailer(t.Context(), c, plugintest.Env(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, email := range []string{"ann@example.test", "unknown@example.test", "full@example.test"} {
+			for _, timeout := range []time.Duration{2 * time.Second, 3 * time.Millisecond} {
+				ctx, cancel := context.WithTimeout(t.Context(), timeout)
+				e := plugintest.Event(t, i, "clients.balance_zero", "4711", map[string]any{"name": "Ann", "email": email, "balance": "1"})
+				_, err := h.Handle(ctx, plugintest.Delivery(e, 1))
+				if right := more == nil || len(more) == 2; timeout > time.Second && (err == nil) != (right && i == 0) {
+					t.Errorf("%v, %s: %v", more, email, err)
+				}
+				cancel()
+			}
+		}
+	}
+	before.Check(t)
 }
 
 func TestConfig(t *testing.T) {
