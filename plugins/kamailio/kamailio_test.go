@@ -5,9 +5,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -237,6 +240,38 @@ func TestFurtherCalls(t *testing.T) {
 		if got := k.ask(t, "INVITE", "acme"); got != step.want {
 			t.Errorf("after %s: %q, want %q", step.event, got, step.want)
 		}
+	}
+}
+
+// TestTLS: Kamailio behind a proxy that speaks TLS.
+func TestTLS(t *testing.T) {
+	k := startKamailio(t)
+	target, err := url.Parse(k.url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	target.Path = ""
+	proxy := httptest.NewTLSServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }})
+	defer proxy.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: proxy.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{ca, ""} {
+		h, err := newSwitch(t.Context(), Config{Servers: []string{proxy.URL + "/RPC"}, Token: plugins.NewSecret(token), CAFile: file}, plugintest.Env(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = h.Handle(t.Context(), plugintest.Delivery(plugintest.Event(t, 1, "clients.balance_zero", "4711", nil), 1))
+		if file != "" && err != nil || file == "" && (err == nil || !strings.Contains(err.Error(), "certificate signed by unknown authority")) {
+			t.Errorf("with %q: %v", file, err)
+		}
+		if err := h.(*sipSwitch).Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := k.ask(t, "INVITE", "acme"); !strings.HasPrefix(got, "SIP/2.0 403") {
+		t.Error(got)
 	}
 }
 

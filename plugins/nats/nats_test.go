@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/billhook/billhook/internal/handler"
+	"github.com/billhook/billhook/internal/handler/handlertest"
 	"github.com/billhook/billhook/internal/handler/plugin/plugintest"
 	"github.com/billhook/billhook/internal/servertest"
 	"github.com/billhook/billhook/plugins"
@@ -26,12 +27,18 @@ const password = "s3cr3t-p4ssword"
 // natsServer is one that runs.
 type natsServer struct {
 	*servertest.Server
-	port int
+	port    int
+	dir     string
+	options []nats.Option // how the tests connect
 }
 
 func (n *natsServer) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", n.port) }
 
-func startNATS(t *testing.T) *natsServer {
+func startNATS(t *testing.T) *natsServer { return startNATSWith(t, "", nil) }
+
+// startNATSWith adds to the server's configuration, where DIR is its folder, and to
+// how the tests connect. The folder has cert.pem and key.pem.
+func startNATSWith(t *testing.T, more string, options func(dir string) nats.Option) *natsServer {
 	t.Helper()
 	path := servertest.Program(t, "nats-server", "nats-server")
 	conf, err := os.ReadFile(filepath.Join("testdata", "nats.conf"))
@@ -39,10 +46,16 @@ func startNATS(t *testing.T) *natsServer {
 		t.Fatal(err)
 	}
 	dir, port := servertest.Dir(t), servertest.Port(t)
-	file := servertest.Write(t, dir, "nats.conf", strings.NewReplacer("DIR", dir, "PORT", fmt.Sprint(port), "PASSWORD", password).Replace(string(conf)))
-	n := &natsServer{port: port}
+	file := servertest.Write(t, dir, "nats.conf", strings.NewReplacer("DIR", dir, "PORT", fmt.Sprint(port), "PASSWORD", password).Replace(string(conf)+strings.ReplaceAll(more, "DIR", dir)))
+	n := &natsServer{port: port, dir: dir, options: []nats.Option{nats.UserInfo("billhook", password)}}
+	if options != nil {
+		n.options = append(n.options, options(dir))
+	}
+	cert, key := servertest.Certificate(t)
+	servertest.Write(t, dir, "cert.pem", cert)
+	servertest.Write(t, dir, "key.pem", key)
 	n.Server = servertest.Start(t, servertest.Options{Path: path, Args: []string{"-c", file}, Dir: dir, Ready: func() error {
-		nc, err := nats.Connect(n.url(), nats.UserInfo("billhook", password))
+		nc, err := nats.Connect(n.url(), n.options...)
 		if err != nil {
 			return err
 		}
@@ -62,7 +75,7 @@ func startNATS(t *testing.T) *natsServer {
 // js connects as somebody who looks at streams.
 func (n *natsServer) js(t *testing.T) jetstream.JetStream {
 	t.Helper()
-	nc, err := nats.Connect(n.url(), nats.UserInfo("billhook", password))
+	nc, err := nats.Connect(n.url(), n.options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,6 +264,67 @@ func TestFaults(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTLS: the server and the plugin show each other their certificates.
+func TestTLS(t *testing.T) {
+	n := startNATSWith(t, `
+tls {
+	cert_file: "DIR/cert.pem"
+	key_file: "DIR/key.pem"
+	ca_file: "DIR/cert.pem"
+	verify: true
+}
+`, func(dir string) nats.Option {
+		return func(o *nats.Options) error {
+			ca, cert := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+			return errors.Join(nats.RootCAs(ca)(o), nats.ClientCert(ca, cert)(o))
+		}
+	})
+	n.stream(t, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"billhook.>"}})
+	bin := servertest.Build(t, "nats")
+	cert, key := filepath.Join(n.dir, "cert.pem"), filepath.Join(n.dir, "key.pem")
+	for name, test := range map[string]struct {
+		config map[string]any
+		want   string
+	}{
+		"both":           {map[string]any{"ca_file": cert, "cert_file": cert, "key_file": key}, ""},
+		"nobody's":       {map[string]any{"cert_file": cert, "key_file": key}, "certificate signed by unknown authority"},
+		"no certificate": {map[string]any{"ca_file": cert}, "no server is connected: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := plugintest.Start(t, bin, n.config(test.config))
+			_, err := h.Handle(t.Context(), plugintest.Attempt(plugintest.Event(t, 1, "clients.update", "4711", nil), 1))
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+// TestNothingStays: after a connection that worked, and one that did not, no goroutine
+// and no descriptor is left.
+func TestNothingStays(t *testing.T) {
+	n := startNATS(t)
+	n.stream(t, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"billhook.>"}})
+	before := handlertest.Snapshot()
+	for _, secret := range []string{password, "another"} {
+		c := Config{Servers: []string{n.url()}, User: "billhook", Password: plugins.NewSecret(secret)}
+		h, err := newPublisher(t.Context(), c, plugintest.Env(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 10 {
+			_, err := h.Handle(t.Context(), plugintest.Delivery(plugintest.Event(t, i, "clients.update", "4711", nil), 1))
+			if (err == nil) != (secret == password) {
+				t.Error(err)
+			}
+		}
+		if err := h.(*publisher).Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	before.Check(t)
 }
 
 func TestConfig(t *testing.T) {

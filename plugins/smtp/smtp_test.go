@@ -4,16 +4,9 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"mime"
 	"mime/multipart"
 	"mime/quotedprintable"
@@ -51,7 +44,7 @@ func startExim(t *testing.T) *exim {
 	if err := os.Chmod(x.dir, 0o755); err != nil { // the plugin reads the certificate
 		t.Fatal(err)
 	}
-	cert, key := certificate(t)
+	cert, key := servertest.Certificate(t)
 	servertest.Write(t, x.dir, "cert.pem", cert)
 	servertest.Write(t, x.dir, "key.pem", key)
 	user := servertest.User(t)
@@ -64,29 +57,6 @@ func startExim(t *testing.T) *exim {
 		Ready: servertest.Listening(x.port),
 	})
 	return x
-}
-
-// certificate makes one for 127.0.0.1 that vouches for itself.
-func certificate(t *testing.T) (cert, key string) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "mx.example.test"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
 }
 
 // mails returns what a user has got so far, waiting for n.
