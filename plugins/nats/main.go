@@ -193,10 +193,10 @@ func newPublisher(_ context.Context, c Config, env plugins.Env) (plugins.Handler
 		more = append(more, nats.ClosedHandler(func(*nats.Conn) { close(pub.closed) }))
 		return nats.Connect(strings.Join(c.Servers, ","), append(options, more...)...)
 	}
-	conn, err := connect()
-	if err != nil { // the library keeps the first error to itself when it is to try again
-		env.Logger.Warn("not connected yet", "err", err)
-		pub.why.Store(&err)
+	conn, first := connect()
+	if first != nil { // the library keeps the first error to itself when it is to try again
+		env.Logger.Warn("not connected yet", "err", first)
+		pub.why.Store(&first)
 		if conn, err = connect(nats.RetryOnFailedConnect(true)); err != nil {
 			return nil, fmt.Errorf("connect to NATS: %w", err)
 		}
