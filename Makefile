@@ -37,11 +37,11 @@ demo: deps build ## Show Billhook at work on a throwaway Postgres (DEMO_FLAGS="-
 	bin/billhook demo $(DEMO_FLAGS)
 
 .PHONY: test
-test: deps build lint ## Build, lint and run every test with the race detector
+test: test-deps build lint ## Build, lint and run every test with the race detector
 	$(GO) test -race -timeout 10m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-postgres
-test-postgres: deps ## Test what needs Postgres, on every version installed, or on VERSION=18 (fetched)
+test-postgres: test-deps ## Test what needs Postgres, on every version installed, or on VERSION=18 (fetched)
 	@bins="$(if $(VERSION),$$(.ci/postgres $(VERSION)),$$(ls -d /usr/lib/postgresql/*/bin))"; \
 	for bin in $$bins; do \
 		[ -x "$$bin/initdb" ] || continue; \
@@ -51,7 +51,7 @@ test-postgres: deps ## Test what needs Postgres, on every version installed, or 
 	done
 
 .PHONY: nightly
-nightly: deps ## Run the random tests for long: models against Billhook, under kills (about an hour)
+nightly: test-deps ## Run the random tests for long: models against Billhook, under kills (about an hour)
 	BILLHOOK_MODEL_TRANSACTIONS=40000 $(GO) test -count=1 -timeout 90m -run '^TestModel$$' -v ./internal/e2e
 	BILLHOOK_UMBRELLA_FOR=15m $(GO) test -count=1 -timeout 90m -run '^TestUmbrella$$' -v ./internal/e2e
 	$(GO) test -count=1 -timeout 90m -run '^TestSpill$$' -seeds 5000 ./internal/billing
@@ -60,7 +60,7 @@ nightly: deps ## Run the random tests for long: models against Billhook, under k
 	BILLHOOK_TEST_RUNS=10000 $(GO) test -count=1 -timeout 90m -run '^TestManyRuns$$' -v ./internal/handler/plugin ./internal/handler/script
 
 .PHONY: soak
-soak: deps ## Have everything around Billhook fail under traffic, and count (SOAK_FOR=1h)
+soak: test-deps ## Have everything around Billhook fail under traffic, and count (SOAK_FOR=1h)
 	BILLHOOK_SOAK_FOR=$(SOAK_FOR) $(GO) test -count=1 -timeout 0 -run '^TestSoak$$' -v ./internal/e2e
 
 .PHONY: lint
@@ -95,8 +95,12 @@ proto: ## Generate code of plugins/pluginpb/plugin.proto (needs protoc: apt-get 
 	protoc -I plugins/pluginpb --python_out=internal/handler/plugin/testdata/python plugin.proto
 
 .PHONY: deps
-deps: ## Install what building and testing need and this machine lacks
+deps: ## Install the Postgres server that demo and bench need, if this machine lacks it
 	@.ci/setup
+
+.PHONY: test-deps
+test-deps: ## Install what the tests need beside it: a C compiler, Prometheus, the servers of plugins
+	@.ci/setup tests
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -27,7 +27,7 @@ func program(t *testing.T, name, debian string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Fatalf("%v; sudo apt-get install %s, or make deps", err, debian)
+		t.Fatalf("%v; sudo apt-get install %s, or make test-deps", err, debian)
 	}
 	return path
 }

@@ -51,7 +51,7 @@ func Program(t testing.TB, name, debian string) string {
 // Missing ends a test that needs what is not installed.
 func Missing(t testing.TB, what, debian string) {
 	t.Helper()
-	const format = "%s is not installed on this machine: make deps, or apt-get install %s; %s=1 skips what needs it"
+	const format = "%s is not installed on this machine: make test-deps, or apt-get install %s; %s=1 skips what needs it"
 	if os.Getenv(SkipVariable) != "" {
 		t.Skipf(format, what, debian, SkipVariable)
 	}
