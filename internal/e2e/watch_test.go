@@ -20,17 +20,8 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/billhook/billhook/internal/pgtest"
+	"github.com/billhook/billhook/internal/servertest"
 )
-
-// program finds one that the tests need, or says how to get it.
-func program(t *testing.T, name, debian string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Fatalf("%v; sudo apt-get install %s, or make test-deps", err, debian)
-	}
-	return path
-}
 
 func deployFile(t *testing.T, name string) string {
 	t.Helper()
@@ -69,7 +60,7 @@ func alertRules(t *testing.T) []alertRule {
 // for each.
 func TestAlertRules(t *testing.T) {
 	t.Parallel()
-	promtool := program(t, "promtool", "prometheus")
+	promtool := servertest.Program(t, "promtool", "prometheus")
 	for _, args := range [][]string{
 		{"check", "rules", "alerts.yaml"}, {"check", "config", "prometheus.yaml"}, {"test", "rules", "alerts_test.yaml"},
 	} {
@@ -168,7 +159,7 @@ func dashboardQueries(t *testing.T) map[string][]string {
 // show something do, and the alert for a handler that fails fires.
 func TestPrometheus(t *testing.T) {
 	t.Parallel()
-	server := program(t, "prometheus", "prometheus")
+	server := servertest.Program(t, "prometheus", "prometheus")
 	db := pgtest.NewDatabaseOn(t, pgtest.Start(t, map[string]string{"max_slot_wal_keep_size": "1GB"}),
 		`CREATE TABLE clients (id int PRIMARY KEY, name text, balance numeric NOT NULL)`, "INSERT INTO clients SELECT i, 'x', 10 FROM generate_series(1, 20) i")
 	good, bad := newReceiver(t), newReceiver(t)

@@ -275,6 +275,24 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestSuite: a bad network between the plugin and Kamailio.
+func TestSuite(t *testing.T) {
+	k := startKamailio(t)
+	bin := servertest.Build(t, "kamailio")
+	handlertest.RunClient(t, handlertest.Client{
+		New: func(t *testing.T, address string) handler.Handler {
+			return plugintest.Start(t, bin, map[string]any{"servers": []string{"http://" + address + "/RPC"}, "token": token})
+		},
+		Network: "tcp", Server: fmt.Sprintf("127.0.0.1:%d", k.port), Many: 32, Limit: plugintest.CaptureLimit, Secret: token, Grace: 2 * time.Second,
+		Good: func(n int) *handler.Delivery {
+			return plugintest.Attempt(plugintest.Event(t, n, "clients.balance_zero", fmt.Sprint(n), nil), 1)
+		},
+		Bad: func() *handler.Delivery {
+			return plugintest.Attempt(plugintest.Event(t, 1, "clients.create", "4711", nil), 1)
+		},
+	})
+}
+
 // TestNothingStays: after attempts of all kinds no goroutine and no descriptor is left.
 func TestNothingStays(t *testing.T) {
 	k := startKamailio(t)

@@ -302,6 +302,25 @@ tls {
 	}
 }
 
+// TestSuite: a bad network between the plugin and the server.
+func TestSuite(t *testing.T) {
+	n := startNATS(t)
+	n.stream(t, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"billhook.>"}})
+	bin := servertest.Build(t, "nats")
+	handlertest.RunClient(t, handlertest.Client{
+		New: func(t *testing.T, address string) handler.Handler {
+			return plugintest.Start(t, bin, n.config(map[string]any{"servers": []string{"nats://" + address}, "subject": "billhook.{{.data.login}}"}))
+		},
+		Network: "tcp", Server: fmt.Sprintf("127.0.0.1:%d", n.port), Many: 32, Limit: plugintest.CaptureLimit, Secret: password, Grace: 2 * time.Second,
+		Good: func(n int) *handler.Delivery {
+			return plugintest.Attempt(plugintest.Event(t, n, "clients.update", "4711", map[string]string{"login": "acme"}), 1)
+		},
+		Bad: func() *handler.Delivery {
+			return plugintest.Attempt(plugintest.Event(t, 1, "clients.update", "4711", map[string]string{"login": "a b"}), 1)
+		},
+	})
+}
+
 // TestNothingStays: after a connection that worked, and one that did not, no goroutine
 // and no descriptor is left.
 func TestNothingStays(t *testing.T) {

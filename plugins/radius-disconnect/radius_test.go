@@ -335,6 +335,26 @@ func TestSignature(t *testing.T) {
 	}
 }
 
+// TestSuite: a bad network between the plugin and the server.
+func TestSuite(t *testing.T) {
+	f := startFreeradius(t)
+	bin := servertest.Build(t, "radius-disconnect")
+	handlertest.RunClient(t, handlertest.Client{
+		New: func(t *testing.T, address string) handler.Handler {
+			return plugintest.Start(t, bin, map[string]any{
+				"servers": []map[string]any{{"address": address, "secret": secret}}, "attributes": identification(), "retransmit": "200ms",
+			})
+		},
+		Network: "udp", Server: f.address(), Many: 32, Limit: plugintest.CaptureLimit, Secret: secret, Grace: 2 * time.Second,
+		Good: func(n int) *handler.Delivery {
+			return plugintest.Attempt(plugintest.Event(t, n, "clients.balance_zero", "4711", map[string]any{"login": "bob"}), 1)
+		},
+		Bad: func() *handler.Delivery {
+			return plugintest.Attempt(plugintest.Event(t, 1, "clients.balance_zero", "4711", map[string]any{"login": nil}), 1)
+		},
+	})
+}
+
 // TestNothingStays: after attempts of all kinds no goroutine and no descriptor is left.
 func TestNothingStays(t *testing.T) {
 	f := startFreeradius(t)

@@ -264,12 +264,14 @@ func (m *mailer) send(ctx context.Context, letter *gomail.Msg) (string, error) {
 	}()
 	stop := func() bool { return true }
 	defer func() { stop() }()
+	attempt := ctx // dial's own ends when the greetings do
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := (&net.Dialer{}).DialContext(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
 		conn = c
+		stop = context.AfterFunc(attempt, func() { _ = c.Close() })
 		if m.config.TLS == tlsImplicit {
 			t := tls.Client(c, m.tls)
 			if err := t.HandshakeContext(ctx); err != nil {
@@ -314,8 +316,6 @@ func (m *mailer) send(ctx context.Context, letter *gomail.Msg) (string, error) {
 		}
 		return "", err
 	}
-	raw := conn
-	stop = context.AfterFunc(ctx, func() { _ = raw.Close() })
 	err = client.SendWithSMTPClient(session, letter)
 	if err != nil && !letter.IsDelivered() { // afterwards nothing that is said changes it
 		return "", ended(ctx, err)

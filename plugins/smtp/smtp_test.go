@@ -316,6 +316,27 @@ func TestFaults(t *testing.T) {
 	})
 }
 
+// TestSuite: a bad network between the plugin and the server.
+func TestSuite(t *testing.T) {
+	x := startExim(t)
+	bin := servertest.Build(t, "smtp")
+	data := func(email string) map[string]any {
+		return map[string]any{"name": "Ann", "email": email, "balance": "1"}
+	}
+	handlertest.RunClient(t, handlertest.Client{
+		New: func(t *testing.T, address string) handler.Handler {
+			return plugintest.Start(t, bin, x.config(map[string]any{"server": address}))
+		},
+		Network: "tcp", Server: fmt.Sprintf("127.0.0.1:%d", x.port), Many: 8, Limit: plugintest.CaptureLimit, Secret: password, Grace: 2 * time.Second,
+		Good: func(n int) *handler.Delivery {
+			return plugintest.Attempt(plugintest.Event(t, n, "clients.balance_zero", "4711", data("ann@example.test")), 1)
+		},
+		Bad: func() *handler.Delivery {
+			return plugintest.Attempt(plugintest.Event(t, 1, "clients.balance_zero", "4711", data("unknown@example.test")), 1)
+		},
+	})
+}
+
 // TestNothingStays: after attempts of all kinds no goroutine and no descriptor is left.
 func TestNothingStays(t *testing.T) {
 	x := startExim(t)

@@ -384,6 +384,13 @@ func (s suite) call(t *testing.T, sub *Subject, ctx context.Context, payload []b
 	if !bytes.Equal(sent, d.Body) {
 		t.Error("the handler changed the payload")
 	}
+	s.shown(t, res, err)
+	return res, err
+}
+
+// shown checks the reason, and that nothing that is shown commands a terminal.
+func (s suite) shown(t *testing.T, res handler.Result, err error) {
+	t.Helper()
 	if (err == nil) != (res.Reason == "") || res.Reason != "" && !slices.Contains(handler.Reasons(), res.Reason) {
 		t.Errorf("reason %q with error %v", res.Reason, err)
 	}
@@ -396,7 +403,6 @@ func (s suite) call(t *testing.T, sub *Subject, ctx context.Context, payload []b
 			t.Errorf("not fit to be shown: %q", l)
 		}
 	}
-	return res, err
 }
 
 func (s suite) succeeded(t *testing.T, res handler.Result, err error) {

@@ -22,6 +22,9 @@ import (
 	"github.com/billhook/billhook/plugins"
 )
 
+// CaptureLimit is how many bytes of each body a plugin that Start has started captures.
+const CaptureLimit = 16 << 10
+
 // Start starts a plugin with a configuration, which is anything that makes a JSON
 // object. It ends with the test.
 func Start(t testing.TB, path string, config any) handler.Handler {
@@ -31,7 +34,7 @@ func Start(t testing.TB, path string, config any) handler.Handler {
 		t.Fatal(err)
 	}
 	h, err := plugin.New(plugin.Options{
-		Path: path, Config: b, HandlerID: 7, HandlerName: "a test", TempDir: "/tmp",
+		Path: path, Config: b, HandlerID: 7, HandlerName: "a test", TempDir: "/tmp", CaptureLimit: CaptureLimit,
 		Logger: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
