@@ -65,7 +65,12 @@ func newReceiver(ctx context.Context, c config, env plugins.Env) (plugins.Handle
 		fmt.Println("printed: " + c.Say)
 		fmt.Fprintln(os.Stderr, "[ERROR] printed as an error: "+c.Say)
 	}
-	return &receiver{c, env.Logger}, os.WriteFile(filepath.Join(c.Dir, "pid"), fmt.Append(nil, os.Getpid()), 0o600)
+	// Whole at once: the test reads it while a plugin is started again.
+	path := filepath.Join(c.Dir, "pid")
+	if err := os.WriteFile(path+".new", fmt.Append(nil, os.Getpid()), 0o600); err != nil {
+		return nil, err
+	}
+	return &receiver{c, env.Logger}, os.Rename(path+".new", path)
 }
 
 func (r *receiver) Close() error {
