@@ -17,17 +17,10 @@ import (
 )
 
 func eventsCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "events",
 		Short: "Watch events as they come",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_ = cmd.Help()
-			return usageError{errors.New("a command is needed: tail")}
-		},
-	}
-	cmd.AddCommand(eventsTailCommand())
-	return cmd
+	}, "tail", eventsTailCommand())
 }
 
 // liveEvent is an event as it is derived.
@@ -90,7 +83,7 @@ Output json is a line of JSON for each.`,
 	f.BoolVar(&full, "full", false, "with their payload")
 	f.IntVar(&count, "count", 0, "end after so many; 0: never")
 	f.StringVar(&output, "output", "table", "table for people, json for scripts")
-	markTyped(cmd, "event", "object", "lane", "full", "count")
+	markTyped(cmd.Flags(), "event", "object", "lane", "full", "count")
 	return cmd
 }
 

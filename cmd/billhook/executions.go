@@ -24,20 +24,13 @@ import (
 )
 
 func executionsCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "executions",
 		Short: "Look at what was done for whom, and do it again",
 		Long: `Look at the executions of a running billhook: one event for one handler each, from
 pending to succeeded, dead, skipped or cancelled. Those that are dead, dead letters,
 and all others that are final can be replayed.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_ = cmd.Help()
-			return usageError{errors.New("a command is needed, such as list or replay")}
-		},
-	}
-	cmd.AddCommand(executionsListCommand(), executionsShowCommand(), executionsReplayCommand(), executionsExportCommand())
-	return cmd
+	}, "list or replay", executionsListCommand(), executionsShowCommand(), executionsReplayCommand(), executionsExportCommand())
 }
 
 // selection are the flags that select executions.
@@ -55,9 +48,7 @@ func (s *selection) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&s.text, "text", "", "with this in the error")
 	fs.StringVar(&s.since, "since", "", "journaled at or after: 2026-11-23T10:00:00Z, \"2026-11-23 10:00\" (local time), or 2h, 7d ago")
 	fs.StringVar(&s.until, "until", "", "journaled before, written in the same way")
-	for _, name := range []string{"handler", "event", "status", "object", "lane", "text", "since", "until"} {
-		_ = fs.SetAnnotation(name, typed, []string{}) // it is there
-	}
+	markTyped(fs, "handler", "event", "status", "object", "lane", "text", "since", "until")
 }
 
 func (s *selection) empty() bool { return *s == selection{} }

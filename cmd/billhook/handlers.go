@@ -16,20 +16,13 @@ import (
 )
 
 func handlersCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "handlers",
 		Short: "List handlers, switch one on or off, try one",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_ = cmd.Help()
-			return usageError{errors.New("a command is needed, such as list or test")}
-		},
-	}
-	cmd.AddCommand(handlersListCommand(), handlersTestCommand(),
+	}, "list or test", handlersListCommand(), handlersTestCommand(),
 		handlersStatusCommand("enable", "enabled", "Call a handler; what was held for it is made first, in order"),
 		handlersStatusCommand("disable", "disabled", "Call a handler no more, and hold what is for it until it is enabled"),
 		handlersStatusCommand("archive", "archived", "Call a handler no more, and cancel what is for it"))
-	return cmd
 }
 
 // handlerRow is what is shown of a handler.
@@ -114,7 +107,7 @@ are left out unless asked for.`,
 	at.flags(cmd.Flags())
 	cmd.Flags().StringVar(&status, "status", "", "only enabled, disabled or archived ones")
 	cmd.Flags().BoolVar(&all, "all", false, "archived ones too")
-	markTyped(cmd, "status", "all")
+	markTyped(cmd.Flags(), "status", "all")
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
@@ -242,7 +235,7 @@ The exit code is 0 when the call was a success, or with --dry-run could be made.
 	cmd.Flags().StringVar(&event, "event", "", "event type, by any of its names (default: the first that the handler is for)")
 	cmd.Flags().StringVar(&object, "object", "", "object whose latest event is told")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "make the payload, call nobody")
-	markTyped(cmd, "event", "object", "dry-run")
+	markTyped(cmd.Flags(), "event", "object", "dry-run")
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }

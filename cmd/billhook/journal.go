@@ -12,17 +12,10 @@ import (
 )
 
 func journalCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "journal",
 		Short: "Look into the journal of a billhook that does not run",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_ = cmd.Help()
-			return usageError{errors.New("a command is needed: verify")}
-		},
-	}
-	cmd.AddCommand(journalVerifyCommand())
-	return cmd
+	}, "verify", journalVerifyCommand())
 }
 
 func journalVerifyCommand() *cobra.Command {

@@ -118,10 +118,22 @@ func finish(c *cobra.Command) {
 const typed = "typed"
 
 // markTyped marks flags as typed.
-func markTyped(cmd *cobra.Command, names ...string) {
+func markTyped(fs *pflag.FlagSet, names ...string) {
 	for _, name := range names {
-		_ = cmd.Flags().SetAnnotation(name, typed, []string{}) // it is there
+		_ = fs.SetAnnotation(name, typed, []string{}) // it is there
 	}
+}
+
+// group is a command that does nothing by itself. hint says which of those below are
+// wanted most.
+func group(cmd *cobra.Command, hint string, below ...*cobra.Command) *cobra.Command {
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		_ = cmd.Help()
+		return usageError{errors.New("a command is needed, such as " + hint)}
+	}
+	cmd.AddCommand(below...)
+	return cmd
 }
 
 // variable is the environment variable of a flag: BILLHOOK_CONFIG of --config.

@@ -190,18 +190,12 @@ func (i *instance) followReplay(ctx context.Context, st replay.Status, output st
 }
 
 func replaysCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "replays",
 		Short: "Look at replays of executions, or end one",
 		Long:  "Look at the replays of a running billhook: who asked for them, for what, and how far\nthey are. billhook executions replay begins one.",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_ = cmd.Help()
-			return usageError{errors.New("a command is needed, such as list or cancel")}
-		},
-	}
-	cmd.AddCommand(replaysListCommand(), replaysOneCommand("show", "Show one replay", http.MethodGet), replaysOneCommand("cancel", "End a replay; what it has made stays made", http.MethodDelete))
-	return cmd
+	}, "list or cancel", replaysListCommand(), replaysOneCommand("show", "Show one replay", http.MethodGet),
+		replaysOneCommand("cancel", "End a replay; what it has made stays made", http.MethodDelete))
 }
 
 func replaysListCommand() *cobra.Command {

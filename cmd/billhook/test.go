@@ -53,7 +53,7 @@ The exit code is 0 when all tests pass, 1 when one fails, 2 for a mistake in a f
 	}
 	f.flags(cmd.Flags())
 	cmd.Flags().StringVar(&only, "run", "", "only tests whose name contains this")
-	markTyped(cmd, "run")
+	markTyped(cmd.Flags(), "run")
 	outputFlag(cmd.Flags(), &output)
 	return cmd
 }

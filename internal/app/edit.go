@@ -132,7 +132,6 @@ func replaceFile(path string, before, after []byte) (err error) {
 	}
 	// As late as can be: somebody may have saved it in an editor.
 	if now, rerr := os.ReadFile(path); rerr != nil || string(now) != string(before) {
-		_ = os.Remove(f.Name())
 		return refused("%s has been changed by somebody else meanwhile; look at it and try again", path)
 	}
 	if err = os.Rename(f.Name(), path); err != nil {

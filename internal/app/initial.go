@@ -211,7 +211,11 @@ func (o *InitOptions) guess(i *Initial, s *survey.Survey) ([]survey.Entity, erro
 	if c.Accounts != nil && c.Packages != nil && c.Accounts.Name == c.Packages.Name {
 		c.Accounts = nil
 	}
-	return s.Propose(c), nil
+	list, err := s.Propose(c)
+	if err != nil {
+		return nil, fmt.Errorf("--%w", err)
+	}
+	return list, nil
 }
 
 // choose finds the table of an entity, nil for none.

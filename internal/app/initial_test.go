@@ -160,6 +160,11 @@ func TestInitUnclear(t *testing.T) {
 		{InitOptions{Clients: "empty"}, "--clients empty: there is no such table, or it has no primary key"},
 		{InitOptions{Clients: "none"}, "billhook needs a table of clients: name it with --clients"},
 		{InitOptions{Preset: "nosuch"}, `there is no preset "nosuch"; there are generic, jerasoft, jerasoft-old, lago, yeti`},
+		{InitOptions{Clients: "clients", Balance: "nosuch"}, "--balance nosuch: table public.clients has no such column"},
+		{InitOptions{Clients: "clients", Balance: "nosuch.balance"}, "--balance nosuch.balance: there is no table nosuch"},
+		{InitOptions{Clients: "clients", Balance: "subscriptions.nosuch"}, "--balance subscriptions.nosuch: table public.subscriptions has no such column"},
+		{InitOptions{Clients: "clients", Balance: "subscriptions.id"}, "nothing says that table public.subscriptions has one row for each client"},
+		{InitOptions{Clients: "clients", Balance: "name"}, "--balance name: the column is of type text, which is no number"},
 		{InitOptions{Preset: "lago"}, "preset lago does not fit this database: billhook.yaml"},
 		{InitOptions{DSN: "postgres://nobody@127.0.0.1:1/x"}, "connect to read tables"},
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -365,6 +366,6 @@ func megabytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(max(n, 0
 // withUser returns a DSN's address for another user, without a password, as a URL.
 func withUser(dsn, user string) string {
 	host, port, database := replication.Address(dsn)
-	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, "PASSWORD"), Host: host + ":" + port, Path: "/" + database}
+	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, "PASSWORD"), Host: net.JoinHostPort(host, port), Path: "/" + database}
 	return u.String()
 }

@@ -59,15 +59,19 @@ type Fields struct {
 	Name, Value string
 }
 
-// Propose says what the chosen tables mean.
-func (s *Survey) Propose(c Choice) []Entity {
+// Propose says what the chosen tables mean. Its error says that the balance that was named
+// is not there.
+func (s *Survey) Propose(c Choice) ([]Entity, error) {
 	clients := s.entity(Clients, c.Clients)
 	clients.Archive = s.archive(c.Clients)
 	if clients.Archive == nil {
 		clients.Open = append(clients.Open, "nothing was found that says that a client is archived"+s.hint(c.Clients, "archive"))
 	}
 	clients.Fields = s.fields(c.Clients)
-	clients.Balance = s.balance(c.Clients, c.Balance)
+	var err error
+	if clients.Balance, err = s.balance(c.Clients, c.Balance); err != nil {
+		return nil, err
+	}
 	out := []Entity{clients}
 	if c.Accounts != nil {
 		a := s.entity(Accounts, *c.Accounts)
@@ -88,7 +92,7 @@ func (s *Survey) Propose(c Choice) []Entity {
 		s.life(&p, *c.Packages)
 		out = append(out, s.ordered(p, c.Clients))
 	}
-	return out
+	return out, nil
 }
 
 // ordered says what it means when nothing leads to the client.
@@ -257,20 +261,48 @@ func (s *Survey) fields(t catalog.Table) *Fields {
 
 // balance finds the clients' balance: as it was named, in their own table, or in one
 // beside with a row for each.
-func (s *Survey) balance(t catalog.Table, named string) *Balance {
-	if named == "none" {
+func (s *Survey) balance(t catalog.Table, named string) (*Balance, error) {
+	switch named {
+	case "none":
+		return nil, nil
+	case "":
+		return s.findBalance(t), nil
+	}
+	if c, ok := t.Column(named); ok {
+		return &Balance{Column: named}, amount(named, c)
+	}
+	i := strings.LastIndexByte(named, '.')
+	if i < 0 {
+		return nil, fmt.Errorf("balance %s: table %s has no such column; name one of another table as table.column", named, t.Name)
+	}
+	side, ok := s.Find(named[:i])
+	if !ok {
+		return nil, fmt.Errorf("balance %s: there is no table %s, or it has no primary key", named, named[:i])
+	}
+	c, ok := side.Column(named[i+1:])
+	if !ok {
+		return nil, fmt.Errorf("balance %s: table %s has no such column", named, side.Name)
+	}
+	if side.Name == t.Name {
+		return &Balance{Column: c.Name}, amount(named, c)
+	}
+	key := s.single(side, t)
+	if key == nil {
+		return nil, fmt.Errorf("balance %s: nothing says that table %s has one row for each client", named, side.Name)
+	}
+	return &Balance{Table: &side.Name, Key: key, Column: c.Name}, amount(named, c)
+}
+
+// amount refuses a column that is no number.
+func amount(named string, c catalog.Column) error {
+	if c.Number() {
 		return nil
 	}
-	if named != "" {
-		if _, ok := t.Column(named); ok {
-			return &Balance{Column: named}
-		}
-		if i := strings.LastIndexByte(named, '.'); i > 0 {
-			if side, ok := s.Find(named[:i]); ok {
-				return &Balance{Table: &side.Name, Key: s.toClient(side, t), Column: named[i+1:]}
-			}
-		}
-	}
+	return fmt.Errorf("balance %s: the column is of type %s, which is no number", named, c.Type)
+}
+
+// findBalance looks in the clients' own table, then in those beside.
+func (s *Survey) findBalance(t catalog.Table) *Balance {
 	if column := s.amount(t); column != "" {
 		return &Balance{Column: column}
 	}
@@ -298,10 +330,7 @@ func (s *Survey) single(side, clients catalog.Table) []string {
 			return k.Columns
 		}
 	}
-	if key := s.named(side, clients); key != nil {
-		return key
-	}
-	return nil
+	return s.named(side, clients)
 }
 
 // named finds the key of a side table that declares no reference.

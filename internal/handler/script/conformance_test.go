@@ -14,6 +14,7 @@ import (
 
 	"github.com/billhook/billhook/internal/handler/handlertest"
 	"github.com/billhook/billhook/internal/handler/script"
+	"github.com/billhook/billhook/internal/servertest"
 )
 
 const (
@@ -25,7 +26,7 @@ func TestConformance(t *testing.T) {
 	t.Run("sh", func(t *testing.T) { conform(t, "receiver.sh") })
 	t.Run("python", func(t *testing.T) {
 		if _, err := os.Stat("/usr/bin/python3"); err != nil {
-			t.Skip("no python3")
+			servertest.Missing(t, "/usr/bin/python3", "python3")
 		}
 		conform(t, "receiver.py")
 	})

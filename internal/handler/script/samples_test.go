@@ -13,6 +13,7 @@ import (
 	"github.com/billhook/billhook/internal/handler"
 	"github.com/billhook/billhook/internal/handler/handlertest"
 	"github.com/billhook/billhook/internal/handler/script"
+	"github.com/billhook/billhook/internal/servertest"
 )
 
 // sample copies one of the scripts that are shown to users.
@@ -57,7 +58,7 @@ func TestSampleBlockClient(t *testing.T) {
 
 func TestSampleSpareVIP(t *testing.T) {
 	if _, err := os.Stat("/usr/bin/python3"); err != nil {
-		t.Skip("no python3")
+		servertest.Missing(t, "/usr/bin/python3", "python3")
 	}
 	h := newHandler(t, script.Options{Path: sample(t, "spare-vip.py")})
 	for _, tc := range []struct {
