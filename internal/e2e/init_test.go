@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/billhook/billhook/internal/pgtest"
+	"github.com/billhook/billhook/internal/servertest"
 )
 
 // TestInitToUninstall is the first day and the last of whoever meets a database that
@@ -35,7 +36,7 @@ func TestInitToUninstall(t *testing.T) {
 
 	dir := filepath.Join(t.TempDir(), "billhook")
 	in := &instance{
-		t: t, dir: t.TempDir(), address: "127.0.0.1:" + strconv.Itoa(freePort(t)),
+		t: t, dir: t.TempDir(), address: "127.0.0.1:" + strconv.Itoa(servertest.Port(t)),
 		config: filepath.Join(dir, "billhook.yaml"), handlers: filepath.Join(dir, "handlers.yaml"), log: filepath.Join(t.TempDir(), "log"),
 		env: []string{"PATH=" + os.Getenv("PATH")},
 	}

@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/billhook/billhook/internal/servertest"
 )
 
 // instance is one installation of Billhook: its folder, its files, its address,
@@ -53,7 +53,7 @@ func install(t testing.TB, dsn, billhookYAML, handlersYAML string) *instance {
 		t: t, dir: dir,
 		config: filepath.Join(dir, "billhook.yaml"), handlers: filepath.Join(dir, "handlers.yaml"),
 		journal: filepath.Join(dir, "journal"), log: filepath.Join(dir, "billhook.log"),
-		address: "127.0.0.1:" + strconv.Itoa(freePort(t)),
+		address: "127.0.0.1:" + strconv.Itoa(servertest.Port(t)),
 	}
 	in.env = []string{"PATH=" + os.Getenv("PATH"), "DSN=" + dsn, "JOURNAL=" + in.journal, "LISTEN=" + in.address}
 	write(t, in.config, billhookYAML)
@@ -77,24 +77,6 @@ func write(t testing.TB, path, text string) {
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// freePort finds a port below those that the system gives to outgoing
-// connections, so that it stays free between two lives of an instance.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 20000 + rand.IntN(12000)
-		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
-		if err == nil {
-			if err := l.Close(); err != nil {
-				t.Fatal(err)
-			}
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
 }
 
 // command is the program with arguments and nothing of our environment.

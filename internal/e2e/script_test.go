@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/billhook/billhook/internal/pgtest"
+	"github.com/billhook/billhook/internal/servertest"
 )
 
 // TestScript runs testdata/script/*.txtar at the top: what people get wrong, and
@@ -68,7 +69,7 @@ func TestScript(t *testing.T) {
 			env.Setenv("BILLHOOK_CONFIG", "billhook.yaml")
 			env.Setenv("BILLHOOK_HANDLERS", "handlers.yaml")
 			env.Setenv("JOURNAL", filepath.Join(env.WorkDir, "journal"))
-			env.Setenv("LISTEN", "127.0.0.1:"+strconv.Itoa(freePort(tb)))
+			env.Setenv("LISTEN", "127.0.0.1:"+strconv.Itoa(servertest.Port(tb)))
 			env.Setenv("SLOT", "billhook")
 			env.Setenv("DSN", "host=127.0.0.1 port=1 user=billhook dbname=billing sslmode=disable")
 			return nil

@@ -190,7 +190,7 @@ handlers:
 rule_files: [alerts.yaml]
 scrape_configs: [{job_name: billhook, static_configs: [{targets: [%q]}]}]
 `, in.address))
-	address := "127.0.0.1:" + strconv.Itoa(freePort(t))
+	address := "127.0.0.1:" + strconv.Itoa(servertest.Port(t))
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)

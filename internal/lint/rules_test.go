@@ -88,7 +88,7 @@ func arrows() []arrow {
 			reason: "arrows point one way: cmd calls app, app calls everything, nobody calls back",
 		},
 		{
-			from: "...", except: []string{"cmd/...", "internal/demo/...", "internal/pgtest", "internal/bench"},
+			from: "...", except: []string{"cmd/...", "internal/demo/...", "internal/pgtest", "internal/servertest", "internal/bench"},
 			to:     []string{"internal/demo/..."},
 			reason: "the demo is no part of the product",
 		},

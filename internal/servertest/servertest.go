@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/billhook/billhook/internal/demo/cluster"
 )
 
 // SkipVariable is the environment variable that makes tests skip whose server is not
@@ -59,17 +61,16 @@ func Missing(t testing.TB, what, debian string) {
 }
 
 // Port returns a port of 127.0.0.1 on which nothing listens, neither by TCP nor by
-// UDP.
+// UDP. It is one that the system gives to nobody who does not ask for it by number, so
+// that it is free still when a server that was stopped starts again.
 func Port(t testing.TB) int {
 	t.Helper()
 	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		port, err := cluster.FreePort()
 		if err != nil {
 			t.Fatal(err)
 		}
-		port := l.Addr().(*net.TCPAddr).Port
-		p, err := net.ListenPacket("udp", l.Addr().String())
-		_ = l.Close()
+		p, err := net.ListenPacket("udp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err == nil {
 			_ = p.Close()
 			return port
@@ -278,6 +279,29 @@ func Listening(port int) func() error {
 			return err
 		}
 		return c.Close()
+	}
+}
+
+// ListeningUDP is a Ready that sends a datagram of one byte, which the server must
+// put up with, and takes it for ready unless the system refuses the datagram. It does
+// not try to bind the port: the server may be about to.
+func ListeningUDP(port int) func() error {
+	return func() error {
+		c, err := net.DialTimeout("udp", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte{0}); err != nil {
+			return err
+		}
+		if err := c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			return err
+		}
+		if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+		return nil
 	}
 }
 

@@ -57,13 +57,7 @@ func startFreeradius(t *testing.T) *freeradius {
 	servertest.Write(t, f.dir, "dictionary", "")
 	f.Server = servertest.Start(t, servertest.Options{
 		Path: path, Dir: f.dir, Args: []string{"-f", "-l", "stdout", "-d", f.dir, "-n", "radiusd"},
-		Ready: func() error { // a port that is taken is one that is listened on
-			p, err := net.ListenPacket("udp", f.address())
-			if err != nil {
-				return nil
-			}
-			return errors.Join(errors.New("nobody listens"), p.Close())
-		},
+		Ready: servertest.ListeningUDP(f.port),
 	})
 	return f
 }
