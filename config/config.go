@@ -25,6 +25,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"gopkg.in/yaml.v3"
 )
 
 // Lookup finds an environment variable, as os.LookupEnv does. A nil Lookup knows
@@ -64,31 +66,61 @@ func ParseBillhook(name string, data []byte, env Lookup) (*Billhook, error) {
 	return b, nil
 }
 
-// LoadHandlers reads handlers.yaml. The names of events are judged against the
-// catalogue of b, which holds the user's own events and says which built-in ones
-// the mapping can produce; a nil b means the built-in catalogue. The error, if
+// LoadHandlers reads handlers.yaml and what it includes. The names of events are judged
+// against the catalogue of b, which holds the user's own events and says which built-in
+// ones the mapping can produce; a nil b means the built-in catalogue. The error, if
 // any, is an Errors.
 func LoadHandlers(path string, env Lookup, b *Billhook) (*Handlers, error) {
-	data, err := readFile(path)
-	if err != nil {
-		return nil, err
+	return LoadHandlersAs(path, nil, env, b)
+}
+
+// LoadHandlersAs is LoadHandlers where some of the files hold other texts than they do,
+// by their names as Pos.File has them: for a change that is not made yet.
+func LoadHandlersAs(path string, texts map[string][]byte, env Lookup, b *Billhook) (*Handlers, error) {
+	data, ok := texts[path]
+	if !ok {
+		var err error
+		if data, err = readFile(path); err != nil {
+			return nil, err
+		}
 	}
-	return ParseHandlers(path, data, env, b)
+	return parseHandlers(path, data, texts, env, b)
 }
 
 // ParseHandlers is LoadHandlers for bytes that are already at hand, as
 // ParseBillhook is for LoadBillhook.
 func ParseHandlers(name string, data []byte, env Lookup, b *Billhook) (*Handlers, error) {
+	return parseHandlers(name, data, nil, env, b)
+}
+
+func parseHandlers(name string, data []byte, texts map[string][]byte, env Lookup, b *Billhook) (*Handlers, error) {
 	d := newDecoder(name, data, env)
 	h := new(Handlers)
+	parts := []*part{{decoder: d}}
 	if root, ok := d.parse(); ok {
 		d.decode(root, valueOf(h), "", "")
-		d.handlers(h, b)
+		if root.Kind == yaml.MappingNode && !d.has("handlers") && !d.has("include") && !d.meant["handlers"] && !d.meant["include"] {
+			d.fail("handlers", "it is missing", "add handlers, a list; [] means none")
+		}
+		d.defaulted(h.Defaults)
+		parts[0].handlers = h.Handlers
+		parts = append(parts, d.include(h.Include, texts)...)
+		handlers(parts, b)
 	}
-	if err := d.err(); err != nil {
-		return nil, err
+	var errs Errors
+	h.Handlers, h.Files = nil, nil
+	for _, p := range parts {
+		p.errs.sort()
+		errs = append(errs, p.errs...)
+		for j := range p.handlers {
+			p.handlers[j].places = p.pos
+		}
+		h.Handlers = append(h.Handlers, p.handlers...)
+		h.Files = append(h.Files, p.files...)
 	}
-	h.Files, h.pos = d.files, d.pos
+	if len(errs) > 0 {
+		return nil, errs
+	}
 	return h, nil
 }
 

@@ -40,6 +40,8 @@ func (m *Moves) setDefaults() { *m = Moves{Direction: Forward} }
 
 func (h *Handlers) setDefaults() { h.Defaults.setDefaults() }
 
+func (*included) setDefaults() {}
+
 func (d *Defaults) setDefaults() {
 	*d = Defaults{
 		Timeout:   10 * time.Second,

@@ -8,19 +8,17 @@ type Handlers struct {
 	Version int `yaml:"version" jsonschema:"required,minimum=1,maximum=1"`
 	// Defaults holds what handlers do unless they say otherwise.
 	Defaults Defaults `yaml:"defaults,omitempty"`
-	// Handlers lists who is called; it may be empty.
-	Handlers []Handler `yaml:"handlers" jsonschema:"required"`
+	// Include names more files with handlers: patterns such as handlers.d/*.yaml, or
+	// folders, from this file's folder on. They are read in this order, those of a
+	// pattern by name. An included file has version and handlers alone.
+	Include []string `yaml:"include,omitempty"`
+	// Handlers lists who is called; it may be empty, or missing where there is an include.
+	Handlers []Handler `yaml:"handlers"`
 
 	// Files is every file that was read for this value, the file itself first, then
-	// those that *_file keys name: what a watcher watches.
+	// those that include and *_file keys name: what a watcher watches.
 	Files []string `yaml:"-"`
-
-	pos map[string]Pos
 }
-
-// At returns the place of a field such as "handlers[1].http.url", or of the
-// nearest field around it that the file has.
-func (h *Handlers) At(field string) Pos { return at(h.pos, field) }
 
 // Defaults holds what handlers do unless they say otherwise. A handler that gives
 // a part of retry or breaker keeps the rest of it from here.
@@ -123,9 +121,24 @@ type Handler struct {
 	// Plugin calls a plugin.
 	Plugin *Plugin `yaml:"plugin,omitempty"`
 
-	// Pos is where the handler stands in the file; Pos.Field is its field, such as
+	// Pos is where the handler stands; Pos.Field is its field in that file, such as
 	// "handlers[1]".
 	Pos Pos `yaml:"-"`
+
+	places map[string]Pos // of its file
+}
+
+// At returns the place of a field of the handler such as "http.url", or of the nearest
+// field around it that the file has.
+func (h *Handler) At(field string) Pos { return at(h.places, join(h.Pos.Field, field)) }
+
+// WithoutPlaces returns the handler as it is, wherever it stands: two that are equal
+// then do the same.
+func (h Handler) WithoutPlaces() Handler {
+	h.Pos, h.places = Pos{}, nil
+	h.When = Expr{Text: h.When.Text}
+	h.Template = Expr{Text: h.Template.Text}
+	return h
 }
 
 // Kind returns "http", "script" or "plugin".

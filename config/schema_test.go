@@ -104,7 +104,7 @@ func TestSchemasJudge(t *testing.T) {
 	beyond := []string{
 		"bad-billhook-dsn-env", "bad-billhook-dsn-file", "bad-billhook-listen", "bad-billhook-tables-twice",
 		"bad-handlers-balance-of-accounts", "bad-handlers-duplicate-id", "bad-handlers-env", "bad-handlers-events-twice", "bad-handlers-events",
-		"bad-handlers-not-mapped", "bad-handlers-url-env", "bad-merge", "bad-nesting", "bad-second-document", "bad-tag",
+		"bad-handlers-none", "bad-handlers-not-mapped", "bad-handlers-url-env", "bad-include-empty", "bad-merge", "bad-nesting", "bad-second-document", "bad-tag",
 	}
 	if !slices.Equal(passed, beyond) {
 		t.Errorf("the schemas pass these bad cases:\n%q\nwant:\n%q", passed, beyond)

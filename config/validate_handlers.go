@@ -16,31 +16,62 @@ import (
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// handlers judges what single values cannot tell, resolves events, paths and
-// secrets, and fills what depends on the kind of handler.
-func (d *decoder) handlers(hs *Handlers, b *Billhook) {
+// part is the handlers of one file, and what is known of that file.
+type part struct {
+	*decoder
+	handlers []Handler
+}
+
+func (d *decoder) defaulted(defaults Defaults) {
 	if d.has("defaults") {
-		d.positive("defaults.timeout", hs.Defaults.Timeout, "10s")
-		d.positiveSize("defaults.capture", hs.Defaults.Capture)
-		d.positive("defaults.failing_after", hs.Defaults.FailingAfter, "10m")
-		d.breaker("defaults.breaker", hs.Defaults.Breaker)
+		d.positive("defaults.timeout", defaults.Timeout, "10s")
+		d.positiveSize("defaults.capture", defaults.Capture)
+		d.positive("defaults.failing_after", defaults.FailingAfter, "10m")
+		d.breaker("defaults.breaker", defaults.Breaker)
 	}
+}
+
+// handlers judges what single values cannot tell, resolves events, paths and
+// secrets, and fills what depends on the kind of handler, in all files.
+func handlers(parts []*part, b *Billhook) {
 	types := b.EventTypes()
-	ids := map[int]string{}
+	ids := map[int]Pos{}
 	told := map[int]bool{}
-	for i := range hs.Handlers {
-		told[hs.Handlers[i].OnDead] = true
+	known := map[int]*Handler{}
+	for _, d := range parts {
+		for i := range d.handlers {
+			h := &d.handlers[i]
+			told[h.OnDead] = true
+			if known[h.ID] == nil {
+				known[h.ID] = h
+			}
+		}
 	}
-	for i := range hs.Handlers {
-		h, at := &hs.Handlers[i], item("handlers", i)
+	for _, d := range parts {
+		d.judge(types, b, ids, told)
+	}
+	for _, d := range parts {
+		d.onDead(known)
+	}
+}
+
+// judge does it for one file; ids are those that have been seen, and where.
+func (d *part) judge(types []EventType, b *Billhook, ids map[int]Pos, told map[int]bool) {
+	for i := range d.handlers {
+		h, at := &d.handlers[i], item("handlers", i)
 		if d.failed[at] {
 			continue
 		}
 		if id := at + ".id"; d.has(id) && h.ID > 0 {
-			if first, dup := ids[h.ID]; dup {
-				d.fail(id, fmt.Sprintf("the id %d is taken by the handler on line %d", h.ID, d.pos[first].Line), "give each handler an id of its own; never reuse one of a removed handler")
-			} else {
-				ids[h.ID] = id
+			switch first, dup := ids[h.ID]; {
+			case !dup:
+				ids[h.ID] = d.pos[id]
+			default:
+				place := fmt.Sprintf("on line %d", first.Line)
+				if first.File != d.file {
+					place = fmt.Sprintf("in %s on line %d", first.File, first.Line)
+				}
+				d.fail(id, fmt.Sprintf("the id %d is taken by the handler %s", h.ID, place), "give each handler an id of its own; never reuse one of a removed handler")
 			}
 		}
 		if d.has(at+".name") && strings.TrimSpace(h.Name) == "" {
@@ -69,18 +100,20 @@ func (d *decoder) handlers(hs *Handlers, b *Billhook) {
 			h.setConcurrency()
 		}
 	}
-	for i := range hs.Handlers {
-		h, field := &hs.Handlers[i], item("handlers", i)+".on_dead"
+}
+
+func (d *part) onDead(known map[int]*Handler) {
+	for i := range d.handlers {
+		h, field := &d.handlers[i], item("handlers", i)+".on_dead"
 		if h.OnDead <= 0 || d.failed[field] || d.failed[item("handlers", i)] {
 			continue
 		}
-		j := slices.IndexFunc(hs.Handlers, func(o Handler) bool { return o.ID == h.OnDead })
-		switch {
+		switch other := known[h.OnDead]; {
 		case h.OnDead == h.ID:
 			d.fail(field, "it is the handler itself", "name another one: this one has just failed")
-		case j < 0:
+		case other == nil:
 			d.fail(field, fmt.Sprintf("there is no handler with the id %d", h.OnDead), "give the id of the handler that is to be told")
-		case hs.Handlers[j].Status == Archived:
+		case other.Status == Archived:
 			d.fail(field, fmt.Sprintf("handler %d is archived", h.OnDead), "name one that is not")
 		}
 	}

@@ -153,7 +153,7 @@ handlers:
 	if got, want := e.Error(), "handlers.yaml:6:16: handlers[0].when: there is no x; remove it"; got != want {
 		t.Errorf("the error reads %q, want %q", got, want)
 	}
-	if got, want := h.At("handlers[0].script.user").String(), "handlers.yaml:7:5: handlers[0].script"; got != want {
+	if got, want := h.Handlers[0].At("script.user").String(), "handlers.yaml:7:5: handlers[0].script"; got != want {
 		t.Errorf("a key that is not there is at %s, want %s", got, want)
 	}
 }

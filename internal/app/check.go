@@ -93,7 +93,7 @@ func handlerFindings(ctx context.Context, o Options, b *config.Billhook, w *writ
 	}
 	list := []doctor.Finding{good(checkHandlers, "%s: %d handlers", o.HandlersPath, len(h.Handlers))}
 	for i := range h.Handlers {
-		list = append(list, handlerFinding(ctx, h, h.Handlers[i], w, o)...)
+		list = append(list, handlerFinding(ctx, h.Handlers[i], w, o)...)
 	}
 	if w != nil {
 		d.Columns = append(d.Columns, doctorColumns(w.needs(h))...)
@@ -101,17 +101,17 @@ func handlerFindings(ctx context.Context, o Options, b *config.Billhook, w *writ
 	return list
 }
 
-func handlerFinding(ctx context.Context, h *config.Handlers, c config.Handler, w *writeBack, o Options) []doctor.Finding {
+func handlerFinding(ctx context.Context, c config.Handler, w *writeBack, o Options) []doctor.Finding {
 	check := fmt.Sprintf("handler %d", c.ID)
 	status := c.Status
 	if status == config.Disabled {
 		c.Status = config.Enabled // so that what is wrong with it is said
 	}
 	p := &problems{}
-	d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, w, o)
+	d := p.handler(c, &atomic.Pointer[config.Expr]{}, nil, w, o)
 	if d.Call != nil {
 		if call, ok := d.Call.(*plugin.Handler); ok {
-			p.judge(ctx, h, &c, call)
+			p.judge(ctx, &c, call)
 		}
 		_ = d.Call.Close() // it was never called
 	}

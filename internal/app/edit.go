@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -21,25 +22,31 @@ import (
 func (a *App) setStatus(ctx context.Context, id int, status string) error {
 	a.editing.Lock()
 	defer a.editing.Unlock()
-	path, err := filepath.EvalSymlinks(a.loaded.Options.HandlersPath)
+	h, err := a.loadHandlers(nil)
 	if err != nil {
-		return refused("handlers.yaml cannot be found: %v", err)
+		return refused("handlers.yaml has a mistake, which must be corrected first: %v", firstLine(err))
+	}
+	i := slices.IndexFunc(h.Handlers, func(c config.Handler) bool { return c.ID == id })
+	if i < 0 {
+		return refused("handlers.yaml has no handler %d", id)
+	}
+	file := h.Handlers[i].Pos.File // it may be included
+	path, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return refused("%s cannot be found: %v", file, err)
 	}
 	before, err := os.ReadFile(path)
 	if err != nil {
-		return refused("handlers.yaml cannot be read: %v", err)
+		return refused("%s cannot be read: %v", file, err)
 	}
-	if _, err := a.parseHandlers(before); err != nil {
-		return refused("handlers.yaml has a mistake, which must be corrected first: %v", firstLine(err))
-	}
-	after, err := config.SetStatus(a.loaded.Options.HandlersPath, before, id, config.Status(status))
+	after, err := config.SetStatus(file, before, id, config.Status(status))
 	if err != nil {
 		return refused("%v", err)
 	}
 	if string(after) == string(before) {
 		return a.reloadNow(ctx)
 	}
-	if err := a.canBe(ctx, after, id); err != nil {
+	if err := a.canBe(ctx, file, after, id); err != nil {
 		return refused("handler %d cannot be %s: %v", id, status, firstLine(err))
 	}
 	if err := replaceFile(path, before, after); err != nil {
@@ -56,9 +63,9 @@ func (a *App) setStatus(ctx context.Context, id int, status string) error {
 	return err
 }
 
-// canBe judges a handler as it would be, by making it.
-func (a *App) canBe(ctx context.Context, text []byte, id int) error {
-	h, err := a.parseHandlers(text)
+// canBe judges a handler as it would be with another text of a file, by making it.
+func (a *App) canBe(ctx context.Context, file string, text []byte, id int) error {
+	h, err := a.loadHandlers(map[string][]byte{file: text})
 	if err != nil {
 		return err
 	}
@@ -69,10 +76,10 @@ func (a *App) canBe(ctx context.Context, text []byte, id int) error {
 		}
 		o := a.loaded.Options
 		o.plugins = nil // it is only to be judged
-		d := p.handler(h, c, &atomic.Pointer[config.Expr]{}, nil, a.writes, o)
+		d := p.handler(c, &atomic.Pointer[config.Expr]{}, nil, a.writes, o)
 		if d.Call != nil {
 			if call, ok := d.Call.(*plugin.Handler); ok {
-				p.judge(ctx, h, &c, call)
+				p.judge(ctx, &c, call)
 			}
 			_ = d.Call.Close() // it was never called
 		}
@@ -89,8 +96,9 @@ func firstLine(err error) string {
 	return line
 }
 
-func (a *App) parseHandlers(text []byte) (*config.Handlers, error) {
-	return config.ParseHandlers(a.loaded.Options.HandlersPath, text, a.loaded.Options.Env, a.loaded.Config)
+// loadHandlers loads the files as they are, or as they would be with other texts.
+func (a *App) loadHandlers(texts map[string][]byte) (*config.Handlers, error) {
+	return config.LoadHandlersAs(a.loaded.Options.HandlersPath, texts, a.loaded.Options.Env, a.loaded.Config)
 }
 
 // replaceFile puts after in the place of a file that holds before, as a whole, with its

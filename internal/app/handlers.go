@@ -44,7 +44,7 @@ func build(h *config.Handlers, before map[int]defined, columns map[string]event.
 	var fresh []handler.Handler
 	for i := range h.Handlers {
 		c := h.Handlers[i]
-		bare := withoutPlaces(c)
+		bare := c.WithoutPlaces()
 		if old, ok := before[c.ID]; ok && reflect.DeepEqual(old.config, bare) && !replaced(old) {
 			old.template.Store(&c.Template)
 			now[c.ID] = old
@@ -52,7 +52,7 @@ func build(h *config.Handlers, before map[int]defined, columns map[string]event.
 			continue
 		}
 		template := &atomic.Pointer[config.Expr]{}
-		d := p.handler(h, c, template, columns, w, o)
+		d := p.handler(c, template, columns, w, o)
 		if d.Call != nil {
 			fresh = append(fresh, d.Call)
 		}
@@ -70,18 +70,11 @@ func build(h *config.Handlers, before map[int]defined, columns map[string]event.
 	return now, made, nil
 }
 
-func withoutPlaces(c config.Handler) config.Handler {
-	c.Pos = config.Pos{}
-	c.When = config.Expr{Text: c.When.Text}
-	c.Template = config.Expr{Text: c.Template.Text}
-	return c
-}
-
 // handler makes one. Its template is put into template, from which its place is taken
 // when it is used; columns are those of the mapped entities, by entity. A nil w leaves
 // write_back alone.
-func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomic.Pointer[config.Expr], columns map[string]event.Columns, w *writeBack, o Options) *dispatch.Handler {
-	at := func(field string) config.Pos { return h.At(c.Pos.Field + "." + field) }
+func (p *problems) handler(c config.Handler, template *atomic.Pointer[config.Expr], columns map[string]event.Columns, w *writeBack, o Options) *dispatch.Handler {
+	at := c.At
 	d := &dispatch.Handler{
 		ID: c.ID, Name: c.Name, Kind: c.Kind(), Events: slices.Clone(c.Events), Priority: c.Priority,
 		OnDead: c.OnDead, Latest: c.Collapse == config.Latest, FailingAfter: c.FailingAfter,
@@ -107,7 +100,7 @@ func (p *problems) handler(h *config.Handlers, c config.Handler, template *atomi
 		d.Breaker = dispatch.Breaker{Failures: c.Breaker.Failures, Pause: c.Breaker.Pause, Max: c.Breaker.Max}
 	}
 	if len(c.WriteBack) > 0 && w != nil {
-		w.judge(p, h, &c)
+		w.judge(p, &c)
 		d.WriteBack = w.handler(c)
 	}
 	if !c.When.IsZero() {

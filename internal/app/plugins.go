@@ -148,37 +148,37 @@ func (p *problems) plugins(h *config.Handlers, made map[int]defined, o Options) 
 		if !ok || c.Status != config.Enabled {
 			continue
 		}
-		p.refused(h, c, call.Ready(ctx))
+		p.refused(c, call.Ready(ctx))
 	}
 }
 
 // refused adds what a plugin says of its configuration, each at its place.
-func (p *problems) refused(h *config.Handlers, c *config.Handler, err error) {
+func (p *problems) refused(c *config.Handler, err error) {
 	var refused *plugin.ConfigError
 	if !errors.As(err, &refused) {
 		return
 	}
 	for _, problem := range refused.Problems {
-		at := c.Pos.Field + ".plugin.config"
+		at := "plugin.config"
 		switch {
 		case strings.HasPrefix(problem.Field, "["):
 			at += problem.Field
 		case problem.Field != "":
 			at += "." + problem.Field
 		}
-		pos := h.At(at)
-		pos.Field = at
+		pos := c.At(at)
+		pos.Field = c.Pos.Field + "." + at
 		p.add(pos, fmt.Sprintf("the plugin %s says: %s", refused.Plugin, problem.Text), "correct it")
 	}
 }
 
 // judge adds whatever keeps a plugin from being started.
-func (p *problems) judge(ctx context.Context, h *config.Handlers, c *config.Handler, call *plugin.Handler) {
+func (p *problems) judge(ctx context.Context, c *config.Handler, call *plugin.Handler) {
 	err := call.Ready(ctx)
 	var refused *plugin.ConfigError
 	if err == nil || errors.As(err, &refused) {
-		p.refused(h, c, err)
+		p.refused(c, err)
 		return
 	}
-	p.add(h.At(c.Pos.Field+".plugin"), err.Error(), "or set status: disabled until it is right")
+	p.add(c.At("plugin"), err.Error(), "or set status: disabled until it is right")
 }

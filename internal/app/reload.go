@@ -2,8 +2,10 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -44,13 +46,17 @@ func (a *App) watch(ctx context.Context) error {
 		changed = w.Events
 		tried := map[string]bool{}
 		attend = func() {
-			for _, f := range append(a.files(a.loaded.Handlers), programs(a.loaded.Handlers)...) {
-				dir := filepath.Dir(f)
+			files, folders := a.files(a.loaded.Handlers)
+			for _, f := range append(files, programs(a.loaded.Handlers)...) {
+				folders = append(folders, filepath.Dir(f))
+			}
+			for _, dir := range folders {
 				if tried[dir] {
 					continue
 				}
-				tried[dir] = true
-				if err := w.Add(dir); err != nil {
+				err := w.Add(dir)
+				tried[dir] = !errors.Is(err, fs.ErrNotExist) // a folder to include may come later
+				if err != nil && tried[dir] {
 					a.log.Warn("cannot watch a folder, looking every so often instead", "folder", dir, "err", err, "every", reloadPoll)
 				}
 			}
@@ -79,6 +85,7 @@ func (a *App) watch(ctx context.Context) error {
 		case <-quiet.C:
 		case <-poll.C:
 		}
+		attend() // a folder to include may have come
 		now := a.fingerprint(a.loaded.Handlers)
 		if now == seen && !forced {
 			continue
@@ -93,8 +100,16 @@ func (a *App) watch(ctx context.Context) error {
 	}
 }
 
-func (a *App) files(h *config.Handlers) []string {
-	return append([]string{a.loaded.Options.HandlersPath}, h.Files...)
+// files are those that the handlers come from, as they are in force and as the files
+// name them now, and the folders where more may appear.
+func (a *App) files(h *config.Handlers) (files, folders []string) {
+	files, folders = config.HandlersFiles(a.loaded.Options.HandlersPath, a.loaded.Options.Env)
+	for _, f := range h.Files {
+		if !slices.Contains(files, f) {
+			files = append(files, f)
+		}
+	}
+	return files, folders
 }
 
 // programs are the files of plugins.
@@ -111,7 +126,8 @@ func programs(h *config.Handlers) (paths []string) {
 // of what tells the files of plugins from others in their place.
 func (a *App) fingerprint(h *config.Handlers) uint64 {
 	sum := fnv.New64a()
-	for _, f := range a.files(h) {
+	files, _ := a.files(h)
+	for _, f := range files {
 		b, err := os.ReadFile(f)
 		fmt.Fprintf(sum, "%s %d %v\n", f, len(b), err)
 		_, _ = sum.Write(b)
@@ -129,7 +145,7 @@ func (a *App) fingerprint(h *config.Handlers) uint64 {
 // reloadHandlers loads the file with the loader of the start and puts it into
 // force as a whole, or not at all.
 func (a *App) reloadHandlers(ctx context.Context) {
-	h, err := config.LoadHandlers(a.loaded.Options.HandlersPath, a.loaded.Options.Env, a.loaded.Config)
+	h, err := a.loadHandlers(nil)
 	if err == nil {
 		err = a.writable(ctx, h)
 	}

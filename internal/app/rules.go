@@ -55,7 +55,7 @@ func TestRules(o Options, paths []string, only string) ([]ruletest.Result, error
 			continue
 		}
 		c.HTTP, c.Script, c.Plugin = nil, nil, nil // who is called, not how
-		handlers = append(handlers, p.handler(h, c, &atomic.Pointer[config.Expr]{}, columnsOf(m), nil, o))
+		handlers = append(handlers, p.handler(c, &atomic.Pointer[config.Expr]{}, columnsOf(m), nil, o))
 	}
 	if err := p.err(); err != nil {
 		return nil, err

@@ -81,15 +81,14 @@ func (w *writeBack) entities(c *config.Handler) (list []*billing.Entity) {
 }
 
 // judge refuses columns that no answer may change.
-func (w *writeBack) judge(p *problems, h *config.Handlers, c *config.Handler) {
-	at := c.Pos.Field + ".write_back"
+func (w *writeBack) judge(p *problems, c *config.Handler) {
 	list := w.entities(c)
 	if len(list) == 0 {
-		p.add(h.At(at), "none of the handler's events has its object's row: the balance and custom fields may stand in tables beside it", "remove it, or name events of the row, such as clients.update")
+		p.add(c.At("write_back"), "none of the handler's events has its object's row: the balance and custom fields may stand in tables beside it", "remove it, or name events of the row, such as clients.update")
 		return
 	}
 	for i, name := range c.WriteBack {
-		pos := h.At(fmt.Sprintf("%s[%d]", at, i))
+		pos := c.At(fmt.Sprintf("write_back[%d]", i))
 		for _, e := range list {
 			why := ""
 			switch {
@@ -118,7 +117,7 @@ func (w *writeBack) needs(h *config.Handlers) (list []need) {
 		}
 		for n, name := range c.WriteBack {
 			for _, e := range w.entities(c) {
-				list = append(list, need{tables: []billing.Table{e.Table}, column: name, at: h.At(fmt.Sprintf("%s.write_back[%d]", c.Pos.Field, n)), write: true})
+				list = append(list, need{tables: []billing.Table{e.Table}, column: name, at: c.At(fmt.Sprintf("write_back[%d]", n)), write: true})
 			}
 		}
 	}

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -165,5 +167,80 @@ func TestReload(t *testing.T) {
 	inForce("2 enabled")
 	r.failing.Store(0)
 	inStatus("pending", 0)
+	in.stop()
+}
+
+// TestReloadIncluded changes files that handlers.yaml includes: they come, have a mistake
+// that is then corrected, are changed by the program, and go.
+func TestReloadIncluded(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.NewDatabase(t), 5)
+	r := newReceiver(t)
+	in := install(t, b.role(), benchYAML(b.db.Name), "version: 1\ninclude: [\"handlers.d/*.yaml\"]\n")
+	in.start()
+	in.waitReady()
+	dir := filepath.Join(filepath.Dir(in.handlers), "handlers.d")
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	handler := func(id int, event string) string {
+		return fmt.Sprintf("version: 1\nhandlers:\n  - {id: %d, name: Tell %d, event: %q, http: {url: %q}} # team %d\n", id, id, event, r.url, id)
+	}
+	inForce := func(want string) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() string {
+			in.alive()
+			var page struct {
+				Handlers []struct {
+					ID     int
+					Status string
+				}
+			}
+			in.getJSON("/api/v1/handlers", &page)
+			got := ""
+			for _, h := range page.Handlers {
+				got += fmt.Sprintf("%d %s;", h.ID, h.Status)
+			}
+			if got != want {
+				return fmt.Sprintf("in force is %q, want %q", got, want)
+			}
+			return ""
+		})
+	}
+	inForce("")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write("a.yaml", handler(1, "clients.*"))
+	inForce("1 enabled;")
+	write("b.yaml", handler(2, "clients.update"))
+	inForce("1 enabled;2 enabled;")
+
+	write("c.yaml", handler(3, "clients.updat"))
+	eventually(t, 20*time.Second, func() string {
+		if text, err := os.ReadFile(in.log); err != nil || !strings.Contains(string(text), "c.yaml:3:34: handlers[0].event: there is no event type") {
+			return "the log does not say what is wrong in c.yaml"
+		}
+		return ""
+	})
+	inForce("1 enabled;2 enabled;")
+	write("c.yaml", handler(3, "clients.update"))
+	inForce("1 enabled;2 enabled;3 enabled;")
+
+	in.says(0, "handler 2, Tell 2, is disabled", "handlers", "disable", "2")
+	inForce("1 enabled;2 disabled;3 enabled;")
+	if text, err := os.ReadFile(filepath.Join(dir, "b.yaml")); err != nil || !strings.Contains(string(text), "id: 2, status: disabled, name: Tell 2") || !strings.Contains(string(text), "# team 2") {
+		t.Fatalf("b.yaml is %s (%v)", text, err)
+	}
+	if text, err := os.ReadFile(in.handlers); err != nil || strings.Contains(string(text), "disabled") {
+		t.Fatalf("handlers.yaml is %s (%v)", text, err)
+	}
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	inForce("2 disabled;3 enabled;")
 	in.stop()
 }
