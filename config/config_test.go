@@ -72,6 +72,44 @@ func TestGolden(t *testing.T) {
 // values as text.
 func load(t *testing.T, archive *txtar.Archive) map[string]string {
 	t.Helper()
+	lookup := unpack(t, archive)
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	got := map[string]string{}
+	note := func(what string, value any, err error) {
+		if err != nil {
+			got["errors"] += err.Error() + "\n"
+			return
+		}
+		var b bytes.Buffer
+		e := yaml.NewEncoder(&b)
+		e.SetIndent(2)
+		if err := e.Encode(value); err != nil {
+			t.Fatal(err)
+		}
+		got[what] = strings.ReplaceAll(b.String(), dir, "$DIR")
+	}
+	var b *config.Billhook
+	if _, missing := os.Stat("billhook.yaml"); missing == nil {
+		b, err = config.LoadBillhook("billhook.yaml", lookup)
+		note("billhook", b, err)
+	}
+	if _, missing := os.Stat("handlers.yaml"); missing == nil {
+		h, err := config.LoadHandlers("handlers.yaml", lookup, b)
+		note("handlers", h, err)
+	}
+	if got["errors"] != "" {
+		return map[string]string{"errors": got["errors"]}
+	}
+	return got
+}
+
+// unpack writes a case's files into a folder, goes there, and returns its environment.
+func unpack(t *testing.T, archive *txtar.Archive) config.Lookup {
+	t.Helper()
 	dir := t.TempDir()
 	env := map[string]string{}
 	for _, f := range archive.Files {
@@ -93,36 +131,7 @@ func load(t *testing.T, archive *txtar.Archive) map[string]string {
 		}
 	}
 	t.Chdir(dir)
-	lookup := func(name string) (string, bool) { v, ok := env[name]; return v, ok }
-
-	got := map[string]string{}
-	note := func(what string, value any, err error) {
-		if err != nil {
-			got["errors"] += err.Error() + "\n"
-			return
-		}
-		var b bytes.Buffer
-		e := yaml.NewEncoder(&b)
-		e.SetIndent(2)
-		if err := e.Encode(value); err != nil {
-			t.Fatal(err)
-		}
-		got[what] = strings.ReplaceAll(b.String(), dir, "$DIR")
-	}
-	var b *config.Billhook
-	var err error
-	if _, missing := os.Stat("billhook.yaml"); missing == nil {
-		b, err = config.LoadBillhook("billhook.yaml", lookup)
-		note("billhook", b, err)
-	}
-	if _, missing := os.Stat("handlers.yaml"); missing == nil {
-		h, err := config.LoadHandlers("handlers.yaml", lookup, b)
-		note("handlers", h, err)
-	}
-	if got["errors"] != "" {
-		return map[string]string{"errors": got["errors"]}
-	}
-	return got
+	return func(name string) (string, bool) { v, ok := env[name]; return v, ok }
 }
 
 func writeGolden(t *testing.T, path string, archive *txtar.Archive, got map[string]string) {

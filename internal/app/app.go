@@ -88,10 +88,10 @@ func Load(o Options) (*Loaded, error) {
 	return &Loaded{Options: o, Config: b, Handlers: h, Mapping: m}, nil
 }
 
-// Logger makes the logger that the file asks for.
-func Logger(l config.Log) *slog.Logger {
-	level := slog.LevelInfo
-	_ = level.UnmarshalText([]byte(l.Level)) // the loader allows only good ones
+// logger makes the logger that the file asks for. What it logs from level on can be
+// changed.
+func logger(l config.Log, level *slog.LevelVar) *slog.Logger {
+	level.Set(levelOf(l.Level))
 	o := &slog.HandlerOptions{Level: level}
 	if l.Format == "json" {
 		return slog.New(slog.NewJSONHandler(os.Stderr, o))
@@ -99,10 +99,17 @@ func Logger(l config.Log) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, o))
 }
 
+// levelOf is a level of the file's; the loader allows only good ones.
+func levelOf(name string) (level slog.Level) {
+	_ = level.UnmarshalText([]byte(name))
+	return level
+}
+
 // App is a Billhook that is ready to run.
 type App struct {
 	loaded  *Loaded
 	log     *slog.Logger
+	level   logLevel
 	metrics *metrics
 
 	journal    *journal.Journal
@@ -117,6 +124,7 @@ type App struct {
 	writes   *writeBack
 	handlers atomic.Pointer[[]*dispatch.Handler]
 	shown    atomic.Pointer[[]web.Handler]
+	inForce  atomic.Pointer[config.Handlers]
 	defined  map[int]defined // of the reloading goroutine
 	reload   atomic.Pointer[reloadState]
 	reloads  chan chan<- error // asks for one, and is told how it went
@@ -135,7 +143,8 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	c := l.Config
 	a := &App{loaded: l, log: l.Options.Logger, reloads: make(chan chan<- error), started: time.Now()}
 	if a.log == nil {
-		a.log = Logger(c.Log)
+		a.log = logger(c.Log, &a.level.v)
+		a.level.log, a.level.usual = a.log, levelOf(c.Log.Level)
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -282,8 +291,12 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 	a.use(l.Handlers, definedNow, made)
 	a.metrics.reloaded(nil)
 
+	var level web.LogLevel
+	if a.level.log != nil { // the log is ours
+		level = &a.level
+	}
 	a.web = web.New(web.Options{
-		Journal: a.journal, Handlers: a.faring,
+		Journal: a.journal, Handlers: a.faring, Changes: func() (any, error) { return a.pending() }, LogLevel: level,
 		Status: a.status, Backfills: a.backfills, Replays: a.replays, SetStatus: a.setStatus, Try: a.try, Tail: a.tail.watch,
 		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})
@@ -368,6 +381,7 @@ func (a *App) use(h *config.Handlers, d map[int]defined, made []*dispatch.Handle
 	a.defined = d
 	a.handlers.Store(&made)
 	a.shown.Store(&rows)
+	a.inForce.Store(h)
 	a.dispatcher.SetHandlers(made)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/billhook/billhook/internal/dispatch"
@@ -51,7 +52,7 @@ func Reconcile(ctx context.Context, l *Loaded, o ReconcileOptions) (r Reconciled
 	c := l.Config
 	log := l.Options.Logger
 	if log == nil {
-		log = Logger(c.Log)
+		log = logger(c.Log, new(slog.LevelVar))
 	}
 	j, err := journal.Open(journal.Options{Path: c.Journal.Path, Retention: c.Journal.Retention, Logger: log})
 	if err != nil {

@@ -17,7 +17,6 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/billhook/billhook/config"
-	"github.com/billhook/billhook/internal/web"
 )
 
 // Editors write a file in several steps, and mounted volumes do not always tell:
@@ -151,11 +150,11 @@ func (a *App) reloadHandlers(ctx context.Context) {
 	}
 	if err == nil {
 		var d map[int]defined
+		changes, compareErr := config.Compare(a.loaded.Handlers, h)
 		o := a.loaded.Options
 		o.plugins = o.plugins.during(ctx)
 		d, made, buildErr := build(h, a.defined, columnsOf(a.loaded.Mapping), a.writes, o)
 		if err = buildErr; err == nil {
-			before := *a.shown.Load()
 			unchanged := 0
 			for id, x := range d {
 				if old, ok := a.defined[id]; ok && old.made == x.made {
@@ -164,7 +163,8 @@ func (a *App) reloadHandlers(ctx context.Context) {
 			}
 			a.use(h, d, made)
 			a.loaded.Handlers = h
-			a.log.Info("handlers reloaded", "handlers", len(made), "unchanged", unchanged, "changes", difference(before, *a.shown.Load()))
+			a.log.Info("handlers reloaded", "handlers", len(made), "unchanged", unchanged, "changes", summary(changes))
+			a.tellChanges(changes, compareErr)
 		}
 	}
 	if err != nil {
@@ -196,29 +196,49 @@ func (a *App) writable(ctx context.Context, h *config.Handlers) error {
 	return p.err()
 }
 
-// difference tells two sets of handlers apart in a few words, as "+3 ~1 -2".
-func difference(before, after []web.Handler) string {
+// maxTold bounds the lines that a reload writes.
+const maxTold = 50
+
+// tellChanges logs each change that a reload brought.
+func (a *App) tellChanges(changes []config.Change, err error) {
+	if err != nil {
+		a.log.Warn("it cannot be said what has changed", "err", err)
+	}
+	for i, c := range changes {
+		if i == maxTold {
+			a.log.Info("more has changed", "changes", len(changes)-maxTold)
+			return
+		}
+		if c.Kind != config.Changed {
+			a.log.Info("handler "+c.Kind, "handler", c.Handler, "name", c.Name)
+			continue
+		}
+		a.log.Info("handler changed", "handler", c.Handler, "field", c.Field, "before", short(c.Before), "after", short(c.After))
+	}
+}
+
+func short(text string) string {
+	const most = 200
+	if r := []rune(text); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return text
+}
+
+// summary tells changes in a few words, as "+3 ~1 -2".
+func summary(changes []config.Change) string {
 	var parts []string
-	find := func(hs []web.Handler, id int) *web.Handler {
-		if i := slices.IndexFunc(hs, func(h web.Handler) bool { return h.ID == id }); i >= 0 {
-			return &hs[i]
+	for _, c := range changes {
+		part := fmt.Sprintf("%s%d", map[string]string{config.Added: "+", config.Removed: "-", config.Changed: "~"}[c.Kind], c.Handler)
+		if c.Field == "status" {
+			part += " " + c.Before + "->" + c.After
+			if n := len(parts); n > 0 && parts[n-1] == fmt.Sprintf("~%d", c.Handler) {
+				parts = parts[:n-1]
+			}
+		} else if slices.ContainsFunc(parts, func(p string) bool { return p == part || strings.HasPrefix(p, part+" ") }) {
+			continue
 		}
-		return nil
-	}
-	for _, h := range after {
-		switch old := find(before, h.ID); {
-		case old == nil:
-			parts = append(parts, fmt.Sprintf("+%d", h.ID))
-		case old.Status != h.Status:
-			parts = append(parts, fmt.Sprintf("~%d %s->%s", h.ID, old.Status, h.Status))
-		case old.Name != h.Name || old.Target != h.Target || old.Priority != h.Priority || !slices.Equal(old.Events, h.Events):
-			parts = append(parts, fmt.Sprintf("~%d", h.ID))
-		}
-	}
-	for _, h := range before {
-		if find(after, h.ID) == nil {
-			parts = append(parts, fmt.Sprintf("-%d", h.ID))
-		}
+		parts = append(parts, part)
 	}
 	return strings.Join(parts, " ")
 }

@@ -19,47 +19,32 @@ const (
 	placeholderURL = "https://placeholder.invalid/"
 )
 
-// TestRules runs files of unit tests against both configuration files. No database is
-// asked and no handler called; scripts and plugins need not be there.
-func TestRules(o Options, paths []string, only string) ([]ruletest.Result, error) {
-	if o.Env == nil {
-		o.Env = os.LookupEnv
+// standIns gives variables that the environment lacks a value: who edits the files need
+// not know the secrets.
+func standIns(given config.Lookup) config.Lookup {
+	if given == nil {
+		given = os.LookupEnv
 	}
-	given := o.Env
-	o.Env = func(name string) (string, bool) {
+	return func(name string) (string, bool) {
 		if v, ok := given(name); ok {
 			return v, true
 		}
-		// Who edits the files need not know the secrets.
 		if strings.Contains(strings.ToUpper(name), "URL") {
 			return placeholderURL, true
 		}
 		return placeholder, true
 	}
-	b, err := config.LoadBillhook(o.ConfigPath, o.Env)
+}
+
+// TestRules runs files of unit tests against both configuration files. No database is
+// asked and no handler called; scripts and plugins need not be there.
+func TestRules(o Options, paths []string, only string) ([]ruletest.Result, error) {
+	o.Env = standIns(o.Env)
+	l, handlers, err := offline(o)
 	if err != nil {
 		return nil, err
 	}
-	m, err := mapping(b)
-	if err != nil {
-		return nil, err
-	}
-	h, err := config.LoadHandlers(o.HandlersPath, o.Env, b)
-	if err != nil {
-		return nil, err
-	}
-	p := &problems{}
-	var handlers []*dispatch.Handler
-	for _, c := range h.Handlers {
-		if c.Status == config.Archived {
-			continue
-		}
-		c.HTTP, c.Script, c.Plugin = nil, nil, nil // who is called, not how
-		handlers = append(handlers, p.handler(c, &atomic.Pointer[config.Expr]{}, columnsOf(m), nil, o))
-	}
-	if err := p.err(); err != nil {
-		return nil, err
-	}
+	b, m := l.Config, l.Mapping
 	var columns []ruletest.Column
 	for _, n := range needs(b, m) {
 		if len(n.tables) == 1 { // of several, the test says which
@@ -96,4 +81,27 @@ func TestRules(o Options, paths []string, only string) ([]ruletest.Result, error
 		})...)
 	}
 	return out, nil
+}
+
+// offline loads both files and makes handlers that decide what they are called for and
+// can call nobody.
+func offline(o Options) (*Loaded, []*dispatch.Handler, error) {
+	l, err := Load(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	w := newWriteBack(l.Mapping, l.Config.EventTypes())
+	p := &problems{}
+	var handlers []*dispatch.Handler
+	for _, c := range l.Handlers.Handlers {
+		if c.Status == config.Archived {
+			continue
+		}
+		c.HTTP, c.Script, c.Plugin = nil, nil, nil // who is called, not how
+		handlers = append(handlers, p.handler(c, &atomic.Pointer[config.Expr]{}, columnsOf(l.Mapping), w, o))
+	}
+	if err := p.err(); err != nil {
+		return nil, nil, err
+	}
+	return l, handlers, nil
 }

@@ -215,3 +215,83 @@ http: {listen: "${LISTEN}"}
 	}
 	in.stop()
 }
+
+// TestConfigCommands judges, shows and compares files, and changes what is logged.
+func TestConfigCommands(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.NewDatabase(t), 5)
+	crm := newReceiver(t)
+	const one = `version: 1
+handlers:
+  # who wants it
+  - id: 1
+    name: CRM
+    event: clients.*
+    http: {url: %q, bearer_env: CRM_TOKEN}
+`
+	in := install(t, b.role(), benchYAML(b.db.Name), fmt.Sprintf(one, crm.url))
+	files := []string{"--config", in.config, "--handlers", in.handlers}
+
+	// Without the variable lint is content, run is not.
+	in.says(0, "OK  "+in.handlers+": 1 handler in 1 file", append([]string{"config", "lint"}, files...)...)
+	in.says(1, "the environment variable CRM_TOKEN is not set", append([]string{"config", "show"}, files...)...)
+	in.env = append(in.env, "CRM_TOKEN=hunter2hunter2")
+	shown := in.says(0, "bearer_env: CRM_TOKEN", append([]string{"config", "show"}, files...)...)
+	if !strings.Contains(shown, "timeout: 10s") || strings.Contains(shown, "hunter2") {
+		t.Error(shown)
+	}
+	in.says(0, `"bearer_env": "CRM_TOKEN"`, append([]string{"config", "show", "--output", "json"}, files...)...)
+
+	bad := filepath.Join(in.dir, "bad.yaml")
+	if err := os.WriteFile(bad, []byte(strings.Replace(fmt.Sprintf(one, crm.url), "clients.*", "clients.*\n    when: event.nosuch(", 1)+"  - {id: 1, name: b, evnt: x, script: {path: ./nosuch}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in.says(1, "bad.yaml:9:22: handlers[1].evnt", "config", "lint", "--config", in.config, "--handlers", bad)
+	in.says(1, `"line": 9`, "config", "lint", "--config", in.config, "--handlers", bad, "--output", "json")
+	// A condition is judged once the rest is right.
+	if err := os.WriteFile(bad, []byte(strings.Replace(fmt.Sprintf(one, crm.url), "clients.*", "clients.*\n    when: event.nosuch(", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in.says(1, "bad.yaml:7:", "config", "lint", "--config", in.config, "--handlers", bad)
+
+	next := filepath.Join(in.dir, "next.yaml")
+	if err := os.WriteFile(next, []byte(strings.Replace(fmt.Sprintf(one, crm.url), "name: CRM", "name: CRM\n    timeout: 3s", 1)+"  - {id: 2, name: Two, event: clients.create, script: {path: ./nosuch}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in.says(0, "timeout: 10s -> 3s", "config", "diff", "--from", in.handlers, "--config", in.config, "--handlers", next)
+	in.says(1, "added", "config", "diff", "--exit-code", "--from", in.handlers, "--config", in.config, "--handlers", next)
+
+	in.start()
+	in.waitReady()
+	in.says(0, "no difference", "config", "diff", "--exit-code")
+	if err := os.WriteFile(in.handlers, []byte("version: 1\nhandlers: [{id: x}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in.says(1, "handlers.yaml:2:17: handlers[0].id", "config", "diff")
+	if err := os.WriteFile(in.handlers, []byte(strings.Replace(fmt.Sprintf(one, crm.url), "name: CRM", "name: CRM\n    timeout: 3s", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() string {
+		text, err := os.ReadFile(in.log)
+		if err != nil || !strings.Contains(string(text), `msg="handler changed" handler=1 field=timeout before=10s after=3s`) || strings.Contains(string(text), "hunter2") {
+			return fmt.Sprintf("the log says %s (%v)", text, err)
+		}
+		return ""
+	})
+	in.says(0, "no difference", "config", "diff", "--exit-code")
+
+	in.says(0, "the level is info", "log-level")
+	in.says(0, "the level is debug until ", "log-level", "debug", "--for", "1h")
+	in.says(0, `"until"`, "log-level", "--output", "json")
+	in.says(0, "the level is warn\n", "log-level", "warn")
+	in.says(1, `level "loud"`, "log-level", "loud")
+	in.says(1, "want a duration", "log-level", "debug", "--for", "1000h")
+	in.says(2, "say which level", "log-level", "--for", "1h")
+	in.says(0, "the level is debug until ", "log-level", "debug", "--for", "200ms")
+	eventually(t, 20*time.Second, func() string {
+		if out := in.says(0, "the level is", "log-level"); out != "the level is info\n" {
+			return out
+		}
+		return ""
+	})
+}

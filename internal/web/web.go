@@ -104,6 +104,11 @@ type Options struct {
 	// SetStatus, unless nil, changes the status of a handler and returns when that is in
 	// force. What cannot be done is a *RefusedError.
 	SetStatus func(ctx context.Context, id int, status string) error
+	// Changes, unless nil, returns what loading handlers.yaml now would change, as a list
+	// that is shown as JSON. What is wrong in the file is a *RefusedError.
+	Changes func() (any, error)
+	// LogLevel, unless nil, can be changed.
+	LogLevel LogLevel
 	// Try, unless nil, calls a handler to see what it does. Errors are ErrNoHandler or a
 	// *RefusedError, as a rule.
 	Try func(ctx context.Context, t Trial) (Tried, error)
@@ -151,6 +156,13 @@ func New(o Options) *Server {
 	guarded.HandleFunc("GET /api/v1/handlers/{id}", s.oneHandler)
 	if o.SetStatus != nil {
 		guarded.HandleFunc("PATCH /api/v1/handlers/{id}", s.changeHandler)
+	}
+	if o.Changes != nil {
+		guarded.HandleFunc("GET /api/v1/handlers/changes", s.handlerChanges)
+	}
+	if o.LogLevel != nil {
+		guarded.HandleFunc("GET /api/v1/log", s.logLevel)
+		guarded.HandleFunc("PUT /api/v1/log", s.setLogLevel)
 	}
 	if o.Try != nil {
 		guarded.HandleFunc("POST /api/v1/handlers/{id}/test", s.tryHandler)
