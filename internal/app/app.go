@@ -107,10 +107,11 @@ func levelOf(name string) (level slog.Level) {
 
 // App is a Billhook that is ready to run.
 type App struct {
-	loaded  *Loaded
-	log     *slog.Logger
-	level   logLevel
-	metrics *metrics
+	loaded    *Loaded
+	log       *slog.Logger
+	level     logLevel
+	diagnoses diagnoses
+	metrics   *metrics
 
 	journal    *journal.Journal
 	dispatcher *dispatch.Dispatcher
@@ -296,7 +297,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 		level = &a.level
 	}
 	a.web = web.New(web.Options{
-		Journal: a.journal, Handlers: a.faring, Changes: func() (any, error) { return a.pending() }, LogLevel: level,
+		Journal: a.journal, Handlers: a.faring, Diagnose: a.diagnose, Diagnosis: a.diagnoses.last.Load, Changes: func() (any, error) { return a.pending() }, LogLevel: level,
 		Status: a.status, Backfills: a.backfills, Replays: a.replays, SetStatus: a.setStatus, Try: a.try, Tail: a.tail.watch,
 		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})
@@ -441,6 +442,7 @@ func (a *App) Run(ctx context.Context) error {
 	stopBackfill := start("backfill", a.backfills.Run)
 	stopReplay := start("replay", a.replays.Run)
 	stopReload := start("reload", a.watch)
+	stopDiagnose := start("check", a.diagnoseNow)
 	stopRetention := start("retention", a.expire)
 
 	var err error
@@ -454,6 +456,7 @@ func (a *App) Run(ctx context.Context) error {
 		a.log.Error("stopping after a failure", "err", err)
 	}
 	stopReload()
+	stopDiagnose()
 	stopRetention()
 	stopReplay()
 	stopBackfill()

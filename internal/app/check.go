@@ -43,10 +43,7 @@ func Check(ctx context.Context, o Options) ([]doctor.Finding, error) {
 			err = b.At("entities").Problem(newErr.Error(), "correct the mapping")
 		}
 	}
-	d := doctor.Options{
-		DSN: b.Source.DSN.Reveal(), Slot: b.Source.Slot, Publication: b.Source.Publication, Create: b.Source.Create, Failover: b.Source.Failover,
-		Tables: checkedTables(b, m), JournalPath: b.Journal.Path, Listen: b.HTTP.Listen,
-	}
+	d := doctorOptions(b, m)
 	if err != nil {
 		list = found(checkConfig, err)
 		list = append(list, doctor.Finding{Check: "columns", Level: doctor.Skip, Text: "what is wrong in billhook.yaml must be right first"})
@@ -60,6 +57,13 @@ func Check(ctx context.Context, o Options) ([]doctor.Finding, error) {
 	}
 	list = append(list, handlerFindings(ctx, o, b, w, &d)...)
 	return append(list, doctor.Run(ctx, d)...), ctx.Err()
+}
+
+func doctorOptions(b *config.Billhook, m billing.Mapping) doctor.Options {
+	return doctor.Options{
+		DSN: b.Source.DSN.Reveal(), Slot: b.Source.Slot, Publication: b.Source.Publication, Create: b.Source.Create, Failover: b.Source.Failover,
+		Tables: checkedTables(b, m), JournalPath: b.Journal.Path, Listen: b.HTTP.Listen,
+	}
 }
 
 func good(check, format string, args ...any) doctor.Finding {

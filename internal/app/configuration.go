@@ -2,6 +2,7 @@ package app
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/billhook/billhook/config"
@@ -72,15 +73,25 @@ func Effective(o Options) (billhook, handlers []byte, err error) {
 	return billhook, handlers, err
 }
 
-// CompareHandlers returns how the handlers of o differ from those in another file.
+// CompareHandlers returns how the handlers of o differ from those in another file, an
+// older version of it.
 func CompareHandlers(o Options, other string) ([]config.Change, error) {
 	o.Env = standIns(o.Env)
 	l, err := Load(o)
 	if err != nil {
 		return nil, err
 	}
-	before, err := config.LoadHandlers(other, o.Env, l.Config)
+	text, err := os.ReadFile(other)
 	if err != nil {
+		return nil, fmt.Errorf("read handlers to compare with: %w", err)
+	}
+	// As if it stood in the place of the other: a version from elsewhere names the same
+	// scripts and includes the same files.
+	before, err := config.ParseHandlers(o.HandlersPath, text, o.Env, l.Config)
+	if err != nil {
+		if _, named := config.LoadHandlers(other, o.Env, l.Config); named != nil {
+			err = named
+		}
 		return nil, err
 	}
 	return config.Compare(before, l.Handlers)

@@ -134,6 +134,10 @@ func (a *App) Ready() []web.Check {
 		add("memory", true, "filled")
 	}
 
+	if d := a.diagnoses.last.Load(); d != nil {
+		add("doctor", true, d.String())
+	}
+
 	if r := a.reload.Load(); r != nil && r.err != nil {
 		add("handlers", true, "the file was refused, the last good one is in force: "+r.err.Error())
 	} else {

@@ -274,3 +274,59 @@ scrape_configs: [{job_name: billhook, static_configs: [{targets: [%q]}]}]
 	}
 	in.stop()
 }
+
+// TestDiagnosis takes a privilege away under a running Billhook, which looks at what it
+// stands on and names the remedy.
+func TestDiagnosis(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.NewDatabase(t), 5)
+	in := install(t, b.role(), benchYAML(b.db.Name), "version: 1\nhandlers: []\n")
+	in.start()
+	in.waitReady()
+	type finding struct{ Check, Level, Text, Remedy string }
+	look := func() (failed []finding) {
+		t.Helper()
+		resp, err := http.Post("http://"+in.address+"/api/v1/checks", "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var d struct{ Findings []finding }
+		if err := json.NewDecoder(resp.Body).Decode(&d); err != nil || resp.StatusCode != http.StatusOK || len(d.Findings) < 10 {
+			t.Fatal(resp.Status, err, d)
+		}
+		for _, f := range d.Findings {
+			if f.Level == "FAIL" {
+				failed = append(failed, f)
+			}
+		}
+		return failed
+	}
+	if failed := look(); len(failed) > 0 {
+		t.Fatalf("with nothing amiss: %+v", failed)
+	}
+	if n := in.metric(`billhook_check_findings{level="fail"}`); n != 0 {
+		t.Errorf("%v checks fail", n)
+	}
+	role := pgtest.Value[string](t, b.db, "SELECT grantee FROM information_schema.role_table_grants WHERE table_name = 'pgbench_accounts' AND grantee <> 'postgres' LIMIT 1")
+	b.db.Exec(t, fmt.Sprintf("REVOKE SELECT ON pgbench_accounts FROM %q", role))
+	failed := look()
+	if len(failed) != 1 || !strings.Contains(failed[0].Remedy, "GRANT SELECT") {
+		t.Fatalf("%+v", failed)
+	}
+	if n := in.metric(`billhook_check_findings{level="fail"}`); n != 1 {
+		t.Errorf("%v checks fail", n)
+	}
+	if code, body, err := in.get("/readyz"); err != nil || code != http.StatusOK || !strings.Contains(string(body), "fail "+failed[0].Check) {
+		t.Errorf("%d %s %v", code, body, err)
+	}
+	b.db.Exec(t, failed[0].Remedy)
+	if failed := look(); len(failed) > 0 {
+		t.Fatalf("after the remedy: %+v", failed)
+	}
+	var last struct{ Findings []finding }
+	in.getJSON("/api/v1/checks", &last)
+	if len(last.Findings) < 10 {
+		t.Errorf("%+v", last)
+	}
+}

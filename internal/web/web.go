@@ -104,6 +104,10 @@ type Options struct {
 	// SetStatus, unless nil, changes the status of a handler and returns when that is in
 	// force. What cannot be done is a *RefusedError.
 	SetStatus func(ctx context.Context, id int, status string) error
+	// Diagnose, unless nil, looks at the database and the machine; Diagnosis returns what
+	// was found last, nil before it was looked.
+	Diagnose  func(ctx context.Context) (Diagnosis, error)
+	Diagnosis func() *Diagnosis
 	// Changes, unless nil, returns what loading handlers.yaml now would change, as a list
 	// that is shown as JSON. What is wrong in the file is a *RefusedError.
 	Changes func() (any, error)
@@ -156,6 +160,10 @@ func New(o Options) *Server {
 	guarded.HandleFunc("GET /api/v1/handlers/{id}", s.oneHandler)
 	if o.SetStatus != nil {
 		guarded.HandleFunc("PATCH /api/v1/handlers/{id}", s.changeHandler)
+	}
+	if o.Diagnose != nil {
+		guarded.HandleFunc("GET /api/v1/checks", s.checks)
+		guarded.HandleFunc("POST /api/v1/checks", s.checks)
 	}
 	if o.Changes != nil {
 		guarded.HandleFunc("GET /api/v1/handlers/changes", s.handlerChanges)
