@@ -32,6 +32,11 @@ plugins: ## Build the plugins that come along into bin/plugins/, static binaries
 	@mkdir -p bin/plugins
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/plugins/ ./plugins/kamailio ./plugins/radius-disconnect ./plugins/nats ./plugins/smtp
 
+.PHONY: man
+man: build ## Write the manual pages into bin/man/
+	@rm -rf bin/man
+	bin/billhook man --dir bin/man
+
 .PHONY: demo
 demo: deps build ## Show Billhook at work on a throwaway Postgres (DEMO_FLAGS="--for 20s")
 	bin/billhook demo $(DEMO_FLAGS)

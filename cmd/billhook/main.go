@@ -88,7 +88,7 @@ scripts and plugins. It runs beside the database and changes nothing in it.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(initCommand(), sqlCommand(), checkCommand(), configCommand(), testCommand(), runCommand(), uninstallCommand(), statusCommand(), handlersCommand(), eventsCommand(), executionsCommand(), replaysCommand(), backfillCommand(), reconcileCommand(), journalCommand(), logLevelCommand(), versionCommand(), demoCommand())
+	root.AddCommand(initCommand(), sqlCommand(), checkCommand(), configCommand(), testCommand(), runCommand(), uninstallCommand(), statusCommand(), handlersCommand(), eventsCommand(), executionsCommand(), replaysCommand(), backfillCommand(), reconcileCommand(), journalCommand(), logLevelCommand(), versionCommand(), manCommand(), demoCommand())
 	finish(root)
 	return root
 }
