@@ -29,6 +29,9 @@ database kept; the exit code is 0 only if they agree. Nothing is left behind.`,
 		Example: "  billhook demo --for 20s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("seed") {
+				o.Seed = uint64(time.Now().UnixNano())
+			}
 			o.Out = os.Stdout
 			o.Color = terminal(os.Stdout)
 			o.Attach = func(ctx context.Context, c demo.AttachConfig) (*demo.Attached, error) {
@@ -42,7 +45,7 @@ database kept; the exit code is 0 only if they agree. Nothing is left behind.`,
 	f.IntVar(&o.Clients, "clients", 200, "clients that are there from the start")
 	f.Float64Var(&o.Rate, "rate", 25, "transactions per second")
 	f.IntVar(&o.Sessions, "sessions", 4, "sessions of the billing application")
-	f.Uint64Var(&o.Seed, "seed", uint64(time.Now().UnixNano()), "seed of the traffic's chance")
+	f.Uint64Var(&o.Seed, "seed", 0, "seed of the traffic's chance (default: another one each time)")
 	f.BoolVar(&verbose, "verbose", false, "show Billhook's own log too")
 	return cmd
 }
