@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"runtime/debug"
@@ -53,6 +54,9 @@ mistake is refused with the reason, and the last good one stays in force.`,
 				defer stop()
 			}
 			a, err := app.New(cmd.Context(), l)
+			if standby && errors.Is(err, context.Canceled) {
+				return nil // it was asked to stop while it waited
+			}
 			if err != nil {
 				return err
 			}
@@ -60,7 +64,7 @@ mistake is refused with the reason, and the last good one stays in force.`,
 		},
 	}
 	f.flags(cmd.Flags())
-	cmd.Flags().BoolVar(&standby, "standby", false, "when another instance has the slot, wait for it instead of ending")
+	cmd.Flags().BoolVar(&standby, "standby", false, "when another instance has the journal or the slot, wait for it instead of ending")
 	cmd.Flags().StringVar(&profile, "cpu-profile", "", "write a CPU profile to this file")
 	_ = cmd.Flags().MarkHidden("cpu-profile") // the flag is there
 	return cmd

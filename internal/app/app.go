@@ -47,7 +47,7 @@ type Options struct {
 	Version      string
 	Env          config.Lookup // nil: the process environment
 	Logger       *slog.Logger  // nil: by the log section of the file, to standard error
-	// Standby waits for a slot that somebody else has, instead of ending.
+	// Standby waits for a journal or a slot that somebody else has, instead of ending.
 	Standby bool
 	// Listener serves the HTTP face instead of http.listen.
 	Listener net.Listener
@@ -138,9 +138,8 @@ type App struct {
 	missed   atomic.Pointer[Missed]
 }
 
-// New opens the journal, makes the handlers and attaches to the database. After
-// an error nothing stays open.
-func New(ctx context.Context, l *Loaded) (_ *App, err error) {
+// open is New without waiting.
+func open(ctx context.Context, l *Loaded) (_ *App, err error) {
 	c := l.Config
 	a := &App{loaded: l, log: l.Options.Logger, reloads: make(chan chan<- error), started: time.Now()}
 	if a.log == nil {
@@ -160,13 +159,7 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 		}
 	}()
 
-	var access []web.Credential
-	for _, t := range c.HTTP.Tokens {
-		access = append(access, web.Credential{Name: t.Name, Token: t.Token.Reveal(), Operator: t.Role == config.Operator})
-	}
-	for _, u := range c.HTTP.Users {
-		access = append(access, web.Credential{Name: u.Name, Password: u.Password.Reveal(), Operator: u.Role == config.Operator})
-	}
+	access := credentials(c)
 	a.listener = l.Options.Listener
 	if a.listener == nil {
 		if a.listener, err = listen(ctx, c, access); err != nil {
@@ -302,6 +295,17 @@ func New(ctx context.Context, l *Loaded) (_ *App, err error) {
 		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
 	})
 	return a, nil
+}
+
+// credentials are who may ask over HTTP.
+func credentials(c *config.Billhook) (access []web.Credential) {
+	for _, t := range c.HTTP.Tokens {
+		access = append(access, web.Credential{Name: t.Name, Token: t.Token.Reveal(), Operator: t.Role == config.Operator})
+	}
+	for _, u := range c.HTTP.Users {
+		access = append(access, web.Credential{Name: u.Name, Password: u.Password.Reveal(), Operator: u.Role == config.Operator})
+	}
+	return access
 }
 
 // listenPatience is how long an address that is in use is tried again: a process

@@ -56,7 +56,7 @@ func (r *report) journal() {
 		if r.o.Attached {
 			r.holder = fmt.Sprintf("process %d", os.Getpid())
 		} else {
-			r.holder = holder(path)
+			r.holder = Holder(path)
 		}
 	}
 	switch {
@@ -101,10 +101,10 @@ func stranger(path string) (string, error) {
 	return found, nil
 }
 
-// holder says who has a journal open, "" for nobody. It takes no lock. It must not
+// Holder says who has a journal open, "" for nobody. It takes no lock. It must not
 // be asked by the process that has it open: to open and close the file of a lock
 // gives up what the process has of it.
-func holder(path string) string {
+func Holder(path string) string {
 	f, err := os.Open(filepath.Join(path, "LOCK"))
 	if err != nil {
 		return ""

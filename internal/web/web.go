@@ -382,3 +382,19 @@ func answer(w http.ResponseWriter, code int, v any) {
 func fail(w http.ResponseWriter, code int, format string, args ...any) {
 	answer(w, code, map[string]string{"error": fmt.Sprintf(format, args...)})
 }
+
+// Standby is the HTTP face of a process that waits for another to end: alive, and not
+// ready for the reason that text gives.
+func Standby(text func() string, version string) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, map[string]string{"status": "ok", "version": version})
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusServiceUnavailable, map[string]any{"status": "not ready", "checks": []Check{{Name: "standby", Text: text()}}})
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		fail(w, http.StatusServiceUnavailable, "%s", text())
+	})
+	return headers(mux)
+}
