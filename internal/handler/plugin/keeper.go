@@ -170,7 +170,7 @@ func (k *keeper) run(ctx context.Context) {
 	}()
 	failures := 0
 	began := uint64(time.Now().UnixNano())
-	for first := true; ; first = false {
+	for first := true; ; {
 		i, err := k.start(ctx)
 		if ctx.Err() != nil {
 			if i != nil {
@@ -178,17 +178,22 @@ func (k *keeper) run(ctx context.Context) {
 			}
 			err = errClosed
 		}
-		if first {
-			k.firstErr = err
-			close(k.tried)
+		// Whoever waits for the first start then finds what came of it.
+		told := func(s state) {
+			k.set(s)
+			if first {
+				k.firstErr = err
+				close(k.tried)
+				first = false
+			}
 		}
 		if errors.Is(err, errClosed) {
-			k.set(state{err: err})
+			told(state{err: err})
 			return
 		}
 		if err == nil {
 			k.log.Info("plugin started", "plugin", i.name, "version", i.version)
-			k.set(state{instance: i})
+			told(state{instance: i})
 			reason := i.watch(ctx)
 			if reason == "" {
 				k.set(state{err: errClosed})
@@ -210,9 +215,10 @@ func (k *keeper) run(ctx context.Context) {
 		delay := k.opts.Restart.Delay(failures, began)
 		k.log.Error("a plugin is down, and its attempts fail until it is up", "plugin", *k.name.Load(), "err", err, "again", delay.Round(time.Millisecond))
 		if delay == 0 {
+			told(state{})
 			continue
 		}
-		k.set(state{err: err, until: time.Now().Add(delay)})
+		told(state{err: err, until: time.Now().Add(delay)})
 		timer := time.NewTimer(delay)
 		select {
 		case <-ctx.Done():
