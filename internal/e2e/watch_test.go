@@ -330,3 +330,43 @@ func TestDiagnosis(t *testing.T) {
 		t.Errorf("%+v", last)
 	}
 }
+
+// TestUnit has systemd judge the unit: nothing in it is unknown, its program is there, and
+// it takes from the service what was promised.
+func TestUnit(t *testing.T) {
+	t.Parallel()
+	analyze := servertest.Program(t, "systemd-analyze", "systemd")
+	text, err := os.ReadFile(deployFile(t, "systemd/billhook.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const program = "ExecStart=/usr/local/bin/billhook run "
+	if !strings.Contains(string(text), program) {
+		t.Fatalf("the unit does not have %q", program)
+	}
+	unit := strings.Replace(string(text), "/usr/local/bin/billhook", os.Getenv("BILLHOOK_E2E_BIN"), 1)
+	judge := func(unit string, args ...string) string {
+		t.Helper()
+		file := filepath.Join(t.TempDir(), "billhook.service")
+		write(t, file, unit)
+		out, err := exec.Command(analyze, append(args, file)...).CombinedOutput()
+		if err != nil {
+			return fmt.Sprintf("%s\n%v", out, err)
+		}
+		return string(out)
+	}
+	if out := judge(unit, "verify", "--man=no"); out != "" {
+		t.Errorf("systemd-analyze verify: %s", out)
+	}
+	if out := judge(strings.Replace(unit, "NoNewPrivileges=", "NoNewPrivilege=", 1), "verify", "--man=no"); !strings.Contains(out, "Unknown key") {
+		t.Errorf("a mistake in the unit is not told: %q", out)
+	}
+	// In tenths; 100 would be a service that may do all.
+	const exposure = "--threshold=33"
+	if out := judge(unit, "security", "--no-pager", "--offline=true", exposure); !strings.Contains(out, "Overall exposure level") || strings.Contains(out, "exit status") {
+		t.Errorf("systemd-analyze security: %s", out)
+	}
+	if out := judge(strings.Replace(unit, "CapabilityBoundingSet=\n", "", 1), "security", "--no-pager", "--offline=true", exposure); !strings.Contains(out, "exit status") {
+		t.Errorf("a service that may do more is not told: %s", out)
+	}
+}
