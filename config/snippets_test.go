@@ -32,6 +32,7 @@ func TestSnippets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var own *Billhook // events that the page has shown
 		for _, m := range block.FindAllSubmatchIndex(text, -1) {
 			sub := func(i int) string { return string(text[m[2*i]:m[2*i+1]]) }
 			if strings.HasPrefix(strings.TrimSpace(sub(2)), "fragment") {
@@ -51,11 +52,11 @@ func TestSnippets(t *testing.T) {
 				if !strings.Contains(content, "version:") {
 					content = "version: 1\n" + content
 				}
-				_, err = ParseHandlers(name, []byte(content), env, nil)
+				_, err = ParseHandlers(name, []byte(content), env, own)
 			case strings.HasPrefix(content, "- id:"):
-				_, err = ParseHandlers(name, []byte("version: 1\nhandlers:\n"+content), env, nil)
+				_, err = ParseHandlers(name, []byte("version: 1\nhandlers:\n"+content), env, own)
 			case strings.HasPrefix(content, "events:"):
-				_, err = ParseBillhook(name, []byte("version: 1\nsource: {dsn: \"${DSN}\"}\npreset: generic\n"+content), env)
+				own, err = ParseBillhook(name, []byte("version: 1\nsource: {dsn: \"${DSN}\"}\npreset: generic\n"+content), env)
 			default:
 				continue
 			}
