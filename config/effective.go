@@ -97,7 +97,11 @@ func named(n *yaml.Node) {
 			i += 2
 		}
 	}
-	for _, below := range n.Content {
+	for i, below := range n.Content {
+		// What a script's environment and a request's headers are called means nothing here.
+		if i%2 == 1 && n.Kind == yaml.MappingNode && (n.Content[i-1].Value == "env" || n.Content[i-1].Value == "headers") {
+			continue
+		}
 		named(below)
 	}
 }
@@ -124,9 +128,14 @@ const (
 
 // String returns one line.
 func (c Change) String() string {
-	s := fmt.Sprintf("handler %d, %s: ", c.Handler, c.Name)
+	return fmt.Sprintf("handler %d, %s: %s", c.Handler, c.Name, c.What())
+}
+
+// What returns what has changed: "added", "removed", or a field with what it held and
+// holds.
+func (c Change) What() string {
 	if c.Kind != Changed {
-		return s + c.Kind
+		return c.Kind
 	}
 	shown := func(text string) string {
 		if text == "" {
@@ -134,7 +143,7 @@ func (c Change) String() string {
 		}
 		return text
 	}
-	return s + c.Field + ": " + shown(c.Before) + " -> " + shown(c.After)
+	return c.Field + ": " + shown(c.Before) + " -> " + shown(c.After)
 }
 
 // Compare returns what differs between two sets of handlers, in the order of the second;
@@ -197,10 +206,51 @@ func compareHandler(was, is Handler) ([]Change, error) {
 			changes = append(changes, Change{Handler: is.ID, Name: is.Name, Kind: Changed, Field: f, Before: b, After: a})
 		}
 	}
-	if len(changes) == 0 { // and yet they are not the same
-		changes = []Change{{Handler: is.ID, Name: is.Name, Kind: Changed, Field: "what is secret", Before: masked, After: masked}}
-	}
+	// What is masked looks the same whatever it is.
+	hidden := map[string]string{}
+	was, is = was.plain(), is.plain()
+	secrets(reflect.ValueOf(was), "", func(field, text string) { hidden[field] = text })
+	secrets(reflect.ValueOf(is), "", func(field, text string) {
+		told := slices.ContainsFunc(changes, func(c Change) bool { return c.Field == field })
+		if before, ok := hidden[field]; ok && before != text && !told {
+			changes = append(changes, Change{Handler: is.ID, Name: is.Name, Kind: Changed, Field: field, Before: masked, After: masked})
+		}
+	})
 	return changes, nil
+}
+
+// secrets calls f for every secret that is set in v.
+func secrets(v reflect.Value, at string, f func(field, text string)) {
+	switch s := v.Interface().(type) {
+	case Secret:
+		if !s.IsZero() {
+			f(at, s.Reveal())
+		}
+		return
+	case Object:
+		if !s.IsZero() {
+			f(at, string(s.Reveal()))
+		}
+		return
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() {
+			secrets(v.Elem(), at, f)
+		}
+	case reflect.Struct:
+		for _, field := range fieldsOf(v.Type()) {
+			secrets(v.FieldByIndex(field.index), join(at, field.name), f)
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			secrets(v.Index(i), item(at, i), f)
+		}
+	case reflect.Map:
+		for _, key := range slices.SortedFunc(slices.Values(v.MapKeys()), func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) }) {
+			secrets(v.MapIndex(key), join(at, key.String()), f)
+		}
+	}
 }
 
 // leaves calls f for every value below n; a list of scalars is one value.

@@ -116,7 +116,17 @@ handler 1, Uno: http.url: https://a.example.net -> https://b.example.net
 handler 1, Uno: retry.schedule: nothing -> [1s, 2s]
 handler 1, Uno: http.headers.X-A: nothing -> ***`,
 		},
-		{"a secret", one, strings.Replace(one, "bearer: x", "bearer: z", 1), "handler 1, One: what is secret: *** -> ***"},
+		{"a secret", one, strings.Replace(one, "bearer: x", "bearer: z", 1), "handler 1, One: http.bearer: *** -> ***"},
+		{
+			"a secret and more", one, strings.NewReplacer("bearer: x", "bearer: z", "clients.create", "clients.delete").Replace(one),
+			"handler 1, One: events: [clients.create] -> [clients.delete]\nhandler 1, One: http.bearer: *** -> ***",
+		},
+		{
+			"secrets of a script, named alike",
+			"  - {id: 1, name: One, event: clients.create, script: {path: /x, env: {TOKEN: a, TOKEN_FILE: b}}}\n",
+			"  - {id: 1, name: One, event: clients.create, script: {path: /x, env: {TOKEN: c, TOKEN_FILE: b, MORE: d}}}\n",
+			"handler 1, One: script.env.MORE: nothing -> ***\nhandler 1, One: script.env.TOKEN: *** -> ***",
+		},
 		{"another kind", one, "  - {id: 1, name: One, event: clients.create, concurrency: 16, script: {path: /x, kill_grace: 1s}}\n", `handler 1, One: http.url: https://a.example.net -> nothing
 handler 1, One: http.method: POST -> nothing
 handler 1, One: http.bearer: *** -> nothing

@@ -116,16 +116,6 @@ secret_file), and masked where they stand in the files themselves.`,
 	return cmd
 }
 
-// change is one that loading handlers.yaml would bring.
-type change struct {
-	Handler int    `json:"handler"`
-	Name    string `json:"name"`
-	Kind    string `json:"kind"`
-	Field   string `json:"field,omitempty"`
-	Before  string `json:"before,omitempty"`
-	After   string `json:"after,omitempty"`
-}
-
 func configDiffCommand() *cobra.Command {
 	var f files
 	var at instance
@@ -147,23 +137,19 @@ before with the one that is to be merged.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			answer := struct {
-				Changes []change `json:"changes"`
-			}{Changes: []change{}}
-			if from == "" {
-				if err := at.ask(cmd.Context(), http.MethodGet, "handlers/changes", nil, &answer); err != nil {
-					return err
-				}
-			} else {
-				changes, err := app.CompareHandlers(app.Options{ConfigPath: f.config, HandlersPath: f.handlers}, from)
-				if err != nil {
-					return err
-				}
-				for _, c := range changes {
-					answer.Changes = append(answer.Changes, change(c))
-				}
+			var answer struct {
+				Changes []app.Change `json:"changes"`
 			}
-			err := printChanges(cmd.OutOrStdout(), output, answer.Changes)
+			var err error
+			if from == "" {
+				err = at.ask(cmd.Context(), http.MethodGet, "handlers/changes", nil, &answer)
+			} else {
+				answer.Changes, err = app.CompareHandlers(app.Options{ConfigPath: f.config, HandlersPath: f.handlers}, from)
+			}
+			if err != nil {
+				return err
+			}
+			err = printChanges(cmd.OutOrStdout(), output, answer.Changes)
 			if err == nil && code && len(answer.Changes) > 0 {
 				err = silentError{errors.New("they differ")}
 			}
@@ -179,32 +165,18 @@ before with the one that is to be merged.`,
 	return cmd
 }
 
-func printChanges(out io.Writer, output string, changes []change) error {
+func printChanges(out io.Writer, output string, changes []app.Change) error {
 	if output != "table" {
-		return printData(out, output, map[string]any{"changes": append([]change{}, changes...)})
+		return printData(out, output, map[string]any{"changes": append([]app.Change{}, changes...)})
 	}
 	if len(changes) == 0 {
 		_, err := fmt.Fprintln(out, "no difference")
 		return err
 	}
+	signs := map[string]string{"added": "+", "removed": "-", "changed": "~"}
 	rows := make([][]string, len(changes))
 	for i, c := range changes {
-		what := c.Kind
-		if c.Field != "" {
-			before, after := c.Before, c.After
-			if before == "" {
-				before = "nothing"
-			}
-			if after == "" {
-				after = "nothing"
-			}
-			what = c.Field + ": " + before + " -> " + after
-		}
-		sign := map[string]string{"added": "+", "removed": "-"}[c.Kind]
-		if sign == "" {
-			sign = "~"
-		}
-		rows[i] = []string{sign, fmt.Sprint(c.Handler), c.Name, what}
+		rows[i] = []string{signs[c.Kind], fmt.Sprint(c.Handler), c.Name, c.What()}
 	}
 	return printRows(out, []string{"", "HANDLER", "NAME", "CHANGE"}, rows, tableWidth())
 }

@@ -21,9 +21,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-
 	"github.com/billhook/billhook/config"
 	"github.com/billhook/billhook/internal/backfill"
 	"github.com/billhook/billhook/internal/billing"
@@ -146,9 +143,8 @@ func open(ctx context.Context, l *Loaded) (_ *App, err error) {
 		a.log = logger(c.Log, &a.level.v)
 		a.level.log, a.level.usual = a.log, levelOf(c.Log.Level)
 	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	a.metrics = newMetrics(registry, l.Options.Version)
+	registry := newRegistry(l.Options.Version)
+	a.metrics = newMetrics(registry)
 
 	var undo []func()
 	defer func() {

@@ -19,6 +19,9 @@ type Linted struct {
 // Mistake is one that Lint found.
 type Mistake = config.Error
 
+// Change is one that CompareHandlers found.
+type Change = config.Change
+
 // Lint judges both files without anything else: no database is asked, scripts and plugins
 // need not be there, and variables that are not set are taken for right ones. The
 // mistakes are in the order of the files. The error is one that is not in them.
@@ -75,7 +78,7 @@ func Effective(o Options) (billhook, handlers []byte, err error) {
 
 // CompareHandlers returns how the handlers of o differ from those in another file, an
 // older version of it.
-func CompareHandlers(o Options, other string) ([]config.Change, error) {
+func CompareHandlers(o Options, other string) ([]Change, error) {
 	o.Env = standIns(o.Env)
 	l, err := Load(o)
 	if err != nil {
@@ -98,7 +101,7 @@ func CompareHandlers(o Options, other string) ([]config.Change, error) {
 }
 
 // pending returns what loading handlers.yaml now would change.
-func (a *App) pending() ([]config.Change, error) {
+func (a *App) pending() ([]Change, error) {
 	h, err := a.loadHandlers(nil)
 	if err != nil {
 		return nil, refused("handlers.yaml would be refused:\n%v", err)

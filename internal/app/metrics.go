@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
 type metrics struct {
@@ -15,7 +16,19 @@ type metrics struct {
 	writeBack  *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer, version string) *metrics {
+// newRegistry is a registry with what every process of Billhook shows.
+func newRegistry(version string) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "billhook_build_info", Help: "A constant 1, labelled with what this is.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
+	})
+	info.Set(1)
+	r.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		reloadOK:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_config_last_reload_successful", Help: "Whether the last attempt to load handlers.yaml succeeded."}),
 		reloadTime: prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_config_last_reload_success_timestamp_seconds", Help: "When handlers.yaml was last loaded with success."}),
@@ -26,12 +39,7 @@ func newMetrics(r prometheus.Registerer, version string) *metrics {
 	for _, level := range []string{"ok", "warn", "fail", "skip"} {
 		m.findings.WithLabelValues(level) // so that the series are there before the first look
 	}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "billhook_build_info", Help: "A constant 1, labelled with what this is.",
-		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
-	})
-	info.Set(1)
-	r.MustRegister(m.reloadOK, m.reloadTime, m.missed, m.findings, m.writeBack, info)
+	r.MustRegister(m.reloadOK, m.reloadTime, m.missed, m.findings, m.writeBack)
 	return m
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/billhook/billhook/internal/doctor"
 	"github.com/billhook/billhook/internal/journal"
+	"github.com/billhook/billhook/internal/replication"
 	"github.com/billhook/billhook/internal/web"
 )
 
@@ -24,6 +25,9 @@ const standbyPoll = 250 * time.Millisecond
 // journal that another process has, and then loads the files anew: they may have been
 // changed meanwhile.
 func New(ctx context.Context, l *Loaded) (*App, error) {
+	if !l.Options.Standby {
+		return open(ctx, l)
+	}
 	for {
 		waited, err := l.await(ctx)
 		if err != nil {
@@ -35,11 +39,20 @@ func New(ctx context.Context, l *Loaded) (*App, error) {
 			}
 		}
 		a, err := open(ctx, l)
-		if err == nil || !l.Options.Standby || !errors.Is(err, journal.ErrInUse) {
+		if !errors.Is(err, journal.ErrInUse) {
 			return a, err
 		}
-		// Another one that waited was faster.
+		// Another one that waited was faster, or who has it cannot be seen from here.
+		select {
+		case <-ctx.Done():
+			return nil, stoppedWaiting(ctx, l.Config.Journal.Path)
+		case <-time.After(standbyPoll):
+		}
 	}
+}
+
+func stoppedWaiting(ctx context.Context, path string) error {
+	return fmt.Errorf("stopped while waiting for the journal in %s: %w", path, context.Cause(ctx))
 }
 
 // await returns when nobody has the journal. Until then it answers at http.listen that it
@@ -47,16 +60,17 @@ func New(ctx context.Context, l *Loaded) (*App, error) {
 func (l *Loaded) await(ctx context.Context) (waited bool, err error) {
 	path := l.Config.Journal.Path
 	holder := doctor.Holder(path)
-	if !l.Options.Standby || holder == "" {
+	if holder == "" {
 		return false, nil
 	}
 	log := l.Options.Logger
 	if log == nil {
 		log = logger(l.Config.Log, new(slog.LevelVar))
 	}
+	access := credentials(l.Config)
 	listener := l.Options.Listener
 	if listener == nil {
-		if listener, err = listen(ctx, l.Config, credentials(l.Config)); err != nil {
+		if listener, err = listen(ctx, l.Config, access); err != nil {
 			return false, err
 		}
 		defer listener.Close()
@@ -70,14 +84,19 @@ func (l *Loaded) await(ctx context.Context) (waited bool, err error) {
 		}
 	}
 	say(holder)
-	stop := serveStandby(listener, web.Standby(func() string { return *text.Load() }, l.Options.Version))
+	registry := newRegistry(l.Options.Version)
+	replication.MeasureStandby(registry)
+	stop := serveStandby(listener, web.Standby(web.Options{
+		Ready:    func() []web.Check { return []web.Check{{Name: "standby", Text: *text.Load()}} },
+		Gatherer: registry, Version: l.Options.Version, Access: access, Logger: log,
+	}))
 	defer stop()
 	tick := time.NewTicker(standbyPoll)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return false, fmt.Errorf("stopped while waiting for the journal in %s: %w", path, context.Cause(ctx))
+			return false, stoppedWaiting(ctx, path)
 		case <-tick.C:
 		}
 		if holder = doctor.Holder(path); holder == "" {

@@ -152,6 +152,7 @@ http: {listen: "${LISTEN}"}
 	}
 	t.Log("the plugin is killed in the middle")
 	metric(`billhook_plugin_up{handler="1"}`, 1)
+	metric(`billhook_plugin_info{handler="1",name="noting",version="1"}`, 1)
 	midway(1)
 	first := last()
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {

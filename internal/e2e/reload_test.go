@@ -47,27 +47,6 @@ func TestReload(t *testing.T) {
 			return ""
 		})
 	}
-	inForce := func(want string) {
-		t.Helper()
-		eventually(t, 20*time.Second, func() string {
-			in.alive()
-			var page struct {
-				Handlers []struct {
-					ID     int
-					Status string
-				}
-			}
-			in.getJSON("/api/v1/handlers", &page)
-			var got []string
-			for _, h := range page.Handlers {
-				got = append(got, fmt.Sprintf("%d %s", h.ID, h.Status))
-			}
-			if s := strings.Join(got, ", "); s != want {
-				return fmt.Sprintf("in force: %s; want %s", s, want)
-			}
-			return ""
-		})
-	}
 	inStatus := func(status string, want int) {
 		t.Helper()
 		eventually(t, 20*time.Second, func() string {
@@ -96,25 +75,25 @@ func TestReload(t *testing.T) {
 
 	// A new handler gets what comes from now on.
 	write(t, in.handlers, file(handler(1, "enabled"), handler(2, "enabled")))
-	inForce("1 enabled, 2 enabled")
+	in.inForce("1 enabled, 2 enabled")
 	cross()
 	told(map[int]int{1: 2, 2: 1})
 
 	// What comes for a disabled one is held until it is enabled again.
 	write(t, in.handlers, file(handler(1, "disabled"), handler(2, "enabled")))
-	inForce("1 disabled, 2 enabled")
+	in.inForce("1 disabled, 2 enabled")
 	cross()
 	told(map[int]int{1: 2, 2: 2})
 	inStatus("held", 1)
 	write(t, in.handlers, file(handler(1, "enabled"), handler(2, "enabled")))
-	inForce("1 enabled, 2 enabled")
+	in.inForce("1 enabled, 2 enabled")
 	told(map[int]int{1: 3, 2: 2})
 	inStatus("held", 0)
 
 	// A file with a mistake is refused, and says so; the last good one is in force.
 	write(t, in.handlers, file(handler(1, "enabled"), "  - {id: 3, name: Typo, event: clients.balance_nil, http: {url: \"http://127.0.0.1:1/\"}}\n"))
 	became(successful, "after a bad file", is(0))
-	inForce("1 enabled, 2 enabled")
+	in.inForce("1 enabled, 2 enabled")
 	if log := tail(in.log, 5); !strings.Contains(log, "handlers.yaml:5:") || !strings.Contains(log, "clients.balance_nil") {
 		t.Errorf("the log does not name the mistake:\n%s", log)
 	}
@@ -143,31 +122,54 @@ func TestReload(t *testing.T) {
 	// One that is archived, or gone from the file, gets nothing more, not even what
 	// it was to get; the others do.
 	write(t, in.handlers, file(handler(1, "disabled"), handler(2, "enabled")))
-	inForce("1 disabled, 2 enabled")
+	in.inForce("1 disabled, 2 enabled")
 	cross()
 	told(map[int]int{1: 5, 2: 5})
 	inStatus("held", 1)
 	write(t, in.handlers, file(handler(1, "archived"), handler(2, "enabled")))
-	inForce("1 archived, 2 enabled")
+	in.inForce("1 archived, 2 enabled")
 	inStatus("cancelled", 1)
 	cross()
 	told(map[int]int{1: 5, 2: 6})
 	write(t, in.handlers, file(handler(1, "enabled")))
-	inForce("1 enabled")
+	in.inForce("1 enabled")
 	cross()
 	told(map[int]int{1: 6, 2: 6})
 
 	// What waits for one that is gone holds nobody up.
 	r.failing.Store(100)
 	write(t, in.handlers, file(handler(1, "enabled"), handler(2, "enabled")))
-	inForce("1 enabled, 2 enabled")
+	in.inForce("1 enabled, 2 enabled")
 	cross()
 	inStatus("pending", 2)
 	write(t, in.handlers, file(handler(2, "enabled")))
-	inForce("2 enabled")
+	in.inForce("2 enabled")
 	r.failing.Store(0)
 	inStatus("pending", 0)
 	in.stop()
+}
+
+// inForce waits until the handlers are those wanted, such as "1 enabled, 2 disabled".
+func (in *instance) inForce(want string) {
+	in.t.Helper()
+	eventually(in.t, 20*time.Second, func() string {
+		in.alive()
+		var page struct {
+			Handlers []struct {
+				ID     int
+				Status string
+			}
+		}
+		in.getJSON("/api/v1/handlers", &page)
+		var got []string
+		for _, h := range page.Handlers {
+			got = append(got, fmt.Sprintf("%d %s", h.ID, h.Status))
+		}
+		if s := strings.Join(got, ", "); s != want {
+			return fmt.Sprintf("in force: %s; want %s", s, want)
+		}
+		return ""
+	})
 }
 
 // TestReloadIncluded changes files that handlers.yaml includes: they come, have a mistake
@@ -189,35 +191,14 @@ func TestReloadIncluded(t *testing.T) {
 	handler := func(id int, event string) string {
 		return fmt.Sprintf("version: 1\nhandlers:\n  - {id: %d, name: Tell %d, event: %q, http: {url: %q}} # team %d\n", id, id, event, r.url, id)
 	}
-	inForce := func(want string) {
-		t.Helper()
-		eventually(t, 20*time.Second, func() string {
-			in.alive()
-			var page struct {
-				Handlers []struct {
-					ID     int
-					Status string
-				}
-			}
-			in.getJSON("/api/v1/handlers", &page)
-			got := ""
-			for _, h := range page.Handlers {
-				got += fmt.Sprintf("%d %s;", h.ID, h.Status)
-			}
-			if got != want {
-				return fmt.Sprintf("in force is %q, want %q", got, want)
-			}
-			return ""
-		})
-	}
-	inForce("")
+	in.inForce("")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	write("a.yaml", handler(1, "clients.*"))
-	inForce("1 enabled;")
+	in.inForce("1 enabled")
 	write("b.yaml", handler(2, "clients.update"))
-	inForce("1 enabled;2 enabled;")
+	in.inForce("1 enabled, 2 enabled")
 
 	write("c.yaml", handler(3, "clients.updat"))
 	eventually(t, 20*time.Second, func() string {
@@ -226,12 +207,12 @@ func TestReloadIncluded(t *testing.T) {
 		}
 		return ""
 	})
-	inForce("1 enabled;2 enabled;")
+	in.inForce("1 enabled, 2 enabled")
 	write("c.yaml", handler(3, "clients.update"))
-	inForce("1 enabled;2 enabled;3 enabled;")
+	in.inForce("1 enabled, 2 enabled, 3 enabled")
 
 	in.says(0, "handler 2, Tell 2, is disabled", "handlers", "disable", "2")
-	inForce("1 enabled;2 disabled;3 enabled;")
+	in.inForce("1 enabled, 2 disabled, 3 enabled")
 	if text, err := os.ReadFile(filepath.Join(dir, "b.yaml")); err != nil || !strings.Contains(string(text), "id: 2, status: disabled, name: Tell 2") || !strings.Contains(string(text), "# team 2") {
 		t.Fatalf("b.yaml is %s (%v)", text, err)
 	}
@@ -241,6 +222,6 @@ func TestReloadIncluded(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	inForce("2 disabled;3 enabled;")
+	in.inForce("2 disabled, 3 enabled")
 	in.stop()
 }

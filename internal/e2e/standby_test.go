@@ -67,6 +67,10 @@ func TestStandby(t *testing.T) {
 		if code, body, err := waiting.get("/api/v1/status"); err != nil || code != http.StatusServiceUnavailable {
 			t.Fatal(code, string(body), err)
 		}
+		// Prometheus sees one that stands by, and nobody is woken.
+		if up, phase := waiting.metric("billhook_replication_up"), waiting.metric(`billhook_replication_phase{phase="standby"}`); up != 0 || phase != 1 {
+			t.Fatalf("up %v, phase standby %v", up, phase)
+		}
 		if round == 1 {
 			waiting.stop() // in good order, while it waits
 			waiting.start()

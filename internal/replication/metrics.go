@@ -39,6 +39,28 @@ func walStatuses() []string {
 	return []string{"reserved", "extended", "unreserved", "lost", "missing"}
 }
 
+func newUp() prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "billhook", Subsystem: "replication", Name: "up",
+		Help: "1 while changes are streamed, else 0.",
+	})
+}
+
+func newPhase() *prometheus.GaugeVec {
+	return prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "billhook", Subsystem: "replication", Name: "phase",
+		Help: "1 for the phase the connection is in.",
+	}, []string{"phase"})
+}
+
+// MeasureStandby registers the metrics of a process that has no Client since it waits for
+// another to end: it is in the phase Standby.
+func MeasureStandby(r prometheus.Registerer) {
+	m := &metrics{up: newUp(), phase: newPhase()}
+	r.MustRegister(m.up, m.phase)
+	m.setPhase(Standby)
+}
+
 func newMetrics(r prometheus.Registerer) *metrics {
 	if r == nil {
 		r = prometheus.NewRegistry()
@@ -54,7 +76,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		return c
 	}
 	m := &metrics{
-		up:            gauge("up", "1 while changes are streamed, else 0."),
+		up:            newUp(),
 		receivedBytes: counter("received_bytes_total", "Bytes read from the replication connection."),
 		chunks:        counter("chunks_total", "Runs of replication frames passed on."),
 		statusUpdates: counter("status_updates_total", "Standby status updates sent."),
@@ -74,10 +96,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		slotPolled:       gauge("slot_polled_timestamp_seconds", "When the slot's state was last read."),
 		slotPollFailures: counter("slot_poll_failures_total", "Times the state of slot and publication could not be read."),
 
-		phase: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Namespace: "billhook", Subsystem: "replication", Name: "phase",
-			Help: "1 for the phase the connection is in.",
-		}, []string{"phase"}),
+		phase: newPhase(),
 		reconnects: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "billhook", Subsystem: "replication", Name: "reconnects_total",
 			Help: "Connections that failed or ended, by cause.",
@@ -91,7 +110,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "1 for the slot's wal_status.",
 		}, []string{"wal_status"}),
 	}
-	r.MustRegister(m.phase, m.reconnects, m.faults, m.slotStatus)
+	r.MustRegister(m.up, m.phase, m.reconnects, m.faults, m.slotStatus)
 	for _, p := range phases() {
 		m.phase.WithLabelValues(p.String())
 	}

@@ -154,7 +154,7 @@ func New(o Options) *Server {
 	open.HandleFunc("GET /readyz", s.readyz)
 
 	guarded := http.NewServeMux()
-	guarded.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	guarded.Handle("GET /metrics", metricsHandler(o.Gatherer))
 	guarded.HandleFunc("GET /api/v1/status", s.status)
 	guarded.HandleFunc("GET /api/v1/handlers", s.handlers)
 	guarded.HandleFunc("GET /api/v1/handlers/{id}", s.oneHandler)
@@ -383,18 +383,27 @@ func fail(w http.ResponseWriter, code int, format string, args ...any) {
 	answer(w, code, map[string]string{"error": fmt.Sprintf(format, args...)})
 }
 
-// Standby is the HTTP face of a process that waits for another to end: alive, and not
-// ready for the reason that text gives.
-func Standby(text func() string, version string) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, map[string]string{"status": "ok", "version": version})
+// Standby is the HTTP face of a process that waits for another to end: alive, measured,
+// and not ready for the reason that Options.Ready gives. Of the Options it takes Ready,
+// Gatherer, Version, Access and Logger.
+func Standby(o Options) http.Handler {
+	s := &Server{opts: o, log: o.Logger}
+	open := http.NewServeMux()
+	open.HandleFunc("GET /healthz", s.healthz)
+	open.HandleFunc("GET /readyz", s.readyz)
+	guarded := http.NewServeMux()
+	guarded.Handle("GET /metrics", metricsHandler(o.Gatherer))
+	guarded.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		var why []string
+		for _, c := range o.Ready() {
+			why = append(why, c.Text)
+		}
+		fail(w, http.StatusServiceUnavailable, "%s", strings.Join(why, "; "))
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusServiceUnavailable, map[string]any{"status": "not ready", "checks": []Check{{Name: "standby", Text: text()}}})
-	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		fail(w, http.StatusServiceUnavailable, "%s", text())
-	})
-	return headers(mux)
+	open.Handle("/", s.authorise(guarded))
+	return headers(open)
+}
+
+func metricsHandler(g prometheus.Gatherer) http.Handler {
+	return promhttp.HandlerFor(g, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }

@@ -308,3 +308,45 @@ func FuzzParseQuery(f *testing.F) {
 		}
 	})
 }
+
+// TestStandby: one that waits is measured by whoever may look, and does nothing else.
+func TestStandby(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	waiting := prometheus.NewGauge(prometheus.GaugeOpts{Name: "billhook_waiting", Help: "x"})
+	registry.MustRegister(waiting)
+	s := httptest.NewServer(Standby(Options{
+		Ready:    func() []Check { return []Check{{Name: "standby", Text: "process 7 has the journal"}} },
+		Gatherer: registry, Version: "1.2.3", Access: []Credential{{Name: "prometheus", Token: "a-token-of-some-length"}},
+	}))
+	t.Cleanup(s.Close)
+	for _, c := range []struct {
+		path, token string
+		code        int
+		want        string
+	}{
+		{"/healthz", "", 200, "1.2.3"},
+		{"/readyz", "", 503, "process 7 has the journal"},
+		{"/metrics", "", 401, "a token"},
+		{"/metrics", "a-token-of-some-length", 200, "billhook_waiting 0"},
+		{"/api/v1/status", "", 401, "a token"},
+		{"/api/v1/status", "a-token-of-some-length", 503, "process 7 has the journal"},
+		{"/", "a-token-of-some-length", 503, "process 7 has the journal"},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.token != "" {
+			req.Header.Set("Authorization", "Bearer "+c.token)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || resp.StatusCode != c.code || !strings.Contains(string(body), c.want) || resp.Header.Get("X-Content-Type-Options") == "" {
+			t.Errorf("%s with %q: %d %s %v, want %d with %q", c.path, c.token, resp.StatusCode, body, err, c.code, c.want)
+		}
+	}
+}
