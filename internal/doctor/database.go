@@ -251,7 +251,7 @@ func (r *report) refused(e *replication.Error, text string) (string, string) {
 	case err != nil || !ok:
 		return text, "correct source.dsn"
 	case pe.Code == "28P01":
-		return text, "ALTER ROLE " + quote(config.User) + " LOGIN PASSWORD '...'; -- and the same in source.dsn"
+		return text, "ALTER ROLE " + quote(config.User) + " LOGIN PASSWORD '...'; -- and the same in source.dsn\n-- or, when there is no such role: CREATE ROLE " + quote(config.User) + " LOGIN REPLICATION PASSWORD '...';"
 	case strings.Contains(pe.Message, "pg_hba.conf"):
 		return text, fmt.Sprintf("host %s %s <address of this machine>/32 scram-sha-256 # a line for pg_hba.conf; then SELECT pg_reload_conf();", config.Database, config.User)
 	}
