@@ -137,7 +137,7 @@ func credential(name string) bool {
 			return true
 		}
 	}
-	for _, part := range []string{"api_key", "private_key", "password", "secret", "card_number", "iban"} {
+	for _, part := range []string{"api_key", "private_key", "password", "secret", "card_number", "iban", "passport"} {
 		if strings.Contains(strings.ToLower(name), part) {
 			return true
 		}

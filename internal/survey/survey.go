@@ -310,6 +310,6 @@ func (s *Survey) column(t catalog.Table, names []string, fits func(catalog.Colum
 func (s *Survey) amount(t catalog.Table) string {
 	number := func(c catalog.Column) bool { return c.Number() && c.TypeKind != 'd' }
 	return s.column(t, []string{
-		"balance", "current_balance", "account_balance", "balance_amount", "available_balance", "balance_cents", "wallet_balance", "real_balance", "prepaid_balance", "deposit", "saldo", "credit_balance", "funds",
+		"balance", "current_balance", "account_balance", "balance_amount", "available_balance", "balance_cents", "wallet_balance", "real_balance", "prepaid_balance", "deposit", "saldo", "credit_balance", "funds", "wallet",
 	}, number)
 }
