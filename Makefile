@@ -10,7 +10,7 @@ GO ?= go
 # Packages to test: make test PKG=./internal/journal/...
 PKG ?= ./...
 TESTFLAGS ?=
-# Postgres to fetch and test on: make test-postgres VERSION=18
+# Postgres to fetch and test on: make test-postgres VERSION=18; or the release to make
 VERSION ?=
 # Flags of the demo: make demo DEMO_FLAGS="--for 20s"
 DEMO_FLAGS ?=
@@ -37,6 +37,17 @@ man: build ## Write the manual pages into bin/man/
 	@rm -rf bin/man
 	bin/billhook man --dir bin/man
 
+.PHONY: dist
+dist: ## Make a release in dist/: archives, packages, bills of materials (VERSION=1.2.3)
+	cd deploy && $(GO) run ./dist -version "$(VERSION)" -out ../dist
+
+.PHONY: dist-check
+dist-check: ## Make it again from a clone elsewhere and compare the bytes (VERSION=1.2.3)
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	git clone --quiet . "$$tmp/billhook"; \
+	$(MAKE) -C "$$tmp/billhook" dist VERSION="$(VERSION)"; \
+	diff dist/SHA256SUMS "$$tmp/billhook/dist/SHA256SUMS" && echo "the same bytes"
+
 .PHONY: demo
 demo: deps build ## Show Billhook at work on a throwaway Postgres (DEMO_FLAGS="--for 20s")
 	bin/billhook demo $(DEMO_FLAGS)
@@ -44,6 +55,9 @@ demo: deps build ## Show Billhook at work on a throwaway Postgres (DEMO_FLAGS="-
 .PHONY: test
 test: test-deps build lint ## Build, lint and run every test with the race detector
 	$(GO) test -race -timeout 10m $(TESTFLAGS) $(PKG)
+ifeq ($(PKG),./...)
+	cd deploy && $(GO) test -timeout 10m ./...
+endif
 
 .PHONY: test-postgres
 test-postgres: test-deps ## Test what needs Postgres, on every version installed, or on VERSION=18 (fetched)
@@ -74,6 +88,7 @@ lint: ## Check format, vet, staticcheck
 	if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	cd deploy && $(GO) vet ./...
 
 .PHONY: bench
 bench: deps ## Drain a backlog beside pg_recvlogical, print ratios (BENCH_FLAGS="-changes 100000")

@@ -48,15 +48,55 @@ func (i *instance) ask(ctx context.Context, method, path string, body, v any) er
 	return nil
 }
 
+// alive asks whether the process works, as /healthz tells.
+func (i *instance) alive(ctx context.Context) error {
+	base, err := i.base()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.JoinPath("/healthz").String(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return i.unreached(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096)) // its status says enough
+		return fmt.Errorf("the billhook at %s answers %s: %s", i.url, resp.Status, bytes.TrimSpace(b))
+	}
+	return nil
+}
+
+func (i *instance) base() (*url.URL, error) {
+	base, err := url.Parse(i.url)
+	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
+		return nil, usageError{fmt.Errorf("--url %q: want an address such as http://127.0.0.1:8321", i.url)}
+	}
+	return base, nil
+}
+
+// unreached words an error of a request that got no answer.
+func (i *instance) unreached(err error) error {
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		err = failed.Err
+	}
+	return fmt.Errorf("ask the billhook at %s: %w; is it running? --url names another", i.url, err)
+}
+
 // maxAnswer is how many bytes of an answer are read into memory.
 const maxAnswer = 64 << 20
 
 // request sends body, unless it is nil, to a path with an encoded query. It returns the
 // answer when that is no error; the caller closes its body.
 func (i *instance) request(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	base, err := url.Parse(i.url)
-	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
-		return nil, usageError{fmt.Errorf("--url %q: want an address such as http://127.0.0.1:8321", i.url)}
+	base, err := i.base()
+	if err != nil {
+		return nil, err
 	}
 	var content io.Reader
 	if body != nil {
@@ -83,11 +123,7 @@ func (i *instance) request(ctx context.Context, method, path string, body any) (
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		var failed *url.Error
-		if errors.As(err, &failed) {
-			err = failed.Err
-		}
-		return nil, fmt.Errorf("ask the billhook at %s: %w; is it running? --url names another", i.url, err)
+		return nil, i.unreached(err)
 	}
 	if resp.StatusCode < 300 {
 		return resp, nil

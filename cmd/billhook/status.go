@@ -17,18 +17,23 @@ import (
 func statusCommand() *cobra.Command {
 	var at instance
 	var output string
+	var alive bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show on one screen how a running billhook fares",
 		Long: `Show how a running billhook fares: the stream, its slot and lag, what waits and what
 is dead, each handler, and every check that is not as it should be.
 
-The exit code is 0 when it is ready and no handler is failing, else 1.`,
-		Example: "  billhook status",
+The exit code is 0 when it is ready and no handler is failing, else 1. With --alive it is
+0 while the process works, whatever is away: that is what a container's health check asks.`,
+		Example: "  billhook status\n  billhook status --alive",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
 				return err
+			}
+			if alive {
+				return at.alive(cmd.Context())
 			}
 			var raw json.RawMessage
 			if err := at.ask(cmd.Context(), http.MethodGet, "status", nil, &raw); err != nil {
@@ -58,6 +63,7 @@ The exit code is 0 when it is ready and no handler is failing, else 1.`,
 	}
 	at.flags(cmd.Flags())
 	outputFlag(cmd.Flags(), &output)
+	cmd.Flags().BoolVar(&alive, "alive", false, "only ask whether the process works, as /healthz tells; takes no token")
 	return cmd
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -380,5 +381,55 @@ func TestUnit(t *testing.T) {
 	}
 	if out := judge(strings.Replace(unit, "CapabilityBoundingSet=\n", "", 1), "security", "--no-pager", "--offline=true", exposure); !strings.Contains(out, "exit status") {
 		t.Errorf("a service that may do more is not told: %s", out)
+	}
+}
+
+// TestCompose has a Postgres of its own run what the container of deploy/docker/compose.yaml
+// runs at its first start, and Billhook begin with the files that stand there.
+func TestCompose(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, nil)
+	db := pgtest.NewDatabaseOn(t, c)
+	folder := deployFile(t, "docker")
+	for _, file := range []string{filepath.Join(folder, "..", "..", "testdata", "schema", "generic.sql"), filepath.Join(folder, "postgres", "20-rows.sql"), filepath.Join(folder, "postgres", "30-attach.sql")} {
+		cmd := exec.Command("psql", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", "--dbname", db.DSN, "--file", file)
+		cmd.Env = append(os.Environ(), "BILLHOOK_DB_PASSWORD=compose")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", file, err, out)
+		}
+	}
+	var box postbox
+	server := httptest.NewServer(&box)
+	defer server.Close()
+	text := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(folder, "billhook", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	billhook := strings.NewReplacer("${BILLHOOK_DSN}", "${DSN}", "/var/lib/billhook/journal", "${JOURNAL}", "0.0.0.0:8321", "${LISTEN}").Replace(text("billhook.yaml"))
+	billhook, _, _ = strings.Cut(billhook, "  tokens:") // those of the harness do
+	handlers := strings.NewReplacer("http://receiver", server.URL, "secret_env: CRM_SECRET", "secret: whsec_Y29tcG9zZSBpcyBmb3IgdHJ5aW5nIGl0IG91dCE=").Replace(text("handlers.yaml"))
+	in := install(t, c.URL("billhook", "compose", db.Name), billhook, handlers)
+	if out, err := in.command("check", "--config", in.config, "--handlers", in.handlers).CombinedOutput(); err != nil {
+		t.Fatalf("billhook check: %v\n%s", err, out)
+	}
+	in.start()
+	in.waitReady()
+	if out, err := in.command("status", "--alive", "--url", "http://"+in.address).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("billhook status --alive: %v\n%s", err, out)
+	}
+	db.Exec(t, "UPDATE clients SET balance = -1 WHERE id = 1")
+	db.Exec(t, "UPDATE clients SET balance = 1 WHERE id IN (1, 3)")
+	eventually(t, time.Minute, func() string {
+		if list := box.all(t); len(list) != 6 {
+			return fmt.Sprintf("%d calls", len(list))
+		}
+		return ""
+	})
+	in.stop()
+	if out, err := in.command("status", "--alive", "--url", "http://"+in.address).CombinedOutput(); err == nil || !strings.Contains(string(out), "is it running?") {
+		t.Errorf("billhook status --alive when it does not run: %v\n%s", err, out)
 	}
 }
