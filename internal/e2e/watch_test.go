@@ -248,7 +248,7 @@ scrape_configs: [{job_name: billhook, static_configs: [{targets: [%q]}]}]
 	if err := prometheusAPI(t.Context(), address, "label/__name__/values", nil, &metrics); err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile(`\b(billhook|process|go)_[a-z0-9_]+\b`)
+	named := regexp.MustCompile(`\b(billhook|process|go)_[a-z][a-z0-9_]*\b`)
 	known := func(where, text string) {
 		for _, m := range named.FindAllString(text, -1) {
 			// A page names a histogram as a whole; a plugin that does not run has no version, see TestPlugin.
