@@ -1,7 +1,7 @@
 -- What Billhook needs, for a DBA who would rather make it by hand (then set
 -- source.create: false). Run as a superuser, or as the owner of the tables:
 --
---   psql -v password="'...'" -f attach.sql billing
+--   psql -v password="$(openssl rand -hex 16)" -f attach.sql billing
 --
 -- Change the table list to what billhook.yaml maps. `billhook check` says what is
 -- still amiss, and `billhook run` does the rest.
@@ -9,7 +9,7 @@
 
 -- A role that may follow the log and read the mapped tables, and nothing else.
 -- Cost: none.
-CREATE ROLE billhook LOGIN REPLICATION PASSWORD :password;
+CREATE ROLE billhook LOGIN REPLICATION PASSWORD :'password';
 GRANT USAGE ON SCHEMA public TO billhook;
 GRANT SELECT ON clients, clients_balances, clients_custom_fields, accounts, clients_packages TO billhook;
 -- Only where handlers.yaml has write_back: the columns that it names, and no others.

@@ -433,3 +433,48 @@ func TestCompose(t *testing.T) {
 		t.Errorf("billhook status --alive when it does not run: %v\n%s", err, out)
 	}
 }
+
+// TestAttachByHand: the DBA's own two files do what they say, on the schema they are for.
+func TestAttachByHand(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, nil)
+	schema, err := os.ReadFile(filepath.Join("..", "..", "testdata", "schema", "jerasoft.sql"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := pgtest.NewDatabaseOn(t, c, string(schema))
+	psql := func(name string, args ...string) {
+		t.Helper()
+		args = append([]string{"--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", "--dbname", db.DSN, "--file", deployFile(t, name)}, args...)
+		if out, err := exec.Command("psql", args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+	}
+	psql("sql/attach.sql", "--variable=password=it's a secret")
+	var box postbox
+	server := httptest.NewServer(&box)
+	defer server.Close()
+	in := install(t, c.URL("billhook", "it's a secret", db.Name),
+		"version: 1\nsource: {dsn: \"${DSN}\", create: false}\npreset: jerasoft\njournal: {path: \"${JOURNAL}\"}\nhttp: {listen: \"${LISTEN}\"}\n",
+		"version: 1\nhandlers: [{id: 1, name: All, event: '*', http: {url: '"+server.URL+"'}}]\n")
+	if out, err := in.command("check", "--config", in.config, "--handlers", in.handlers).CombinedOutput(); err != nil || strings.Contains(string(out), "WARN") {
+		t.Fatalf("billhook check: %v\n%s", err, out)
+	}
+	in.start()
+	in.waitReady()
+	db.Exec(t, "INSERT INTO currencies VALUES (1, 'EUR', 1)")
+	db.Exec(t, "INSERT INTO companies (name) VALUES ('Carrier')")
+	db.Exec(t, "INSERT INTO clients (companies_id, name, currencies_id) VALUES (1, 'Acme', 1)")
+	eventually(t, time.Minute, func() string {
+		if list := box.all(t); len(list) != 1 {
+			return fmt.Sprintf("%d calls", len(list))
+		}
+		return ""
+	})
+	in.stop()
+	psql("sql/detach.sql")
+	if left := pgtest.Value[int](t, db, `SELECT ((SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) +
+		(SELECT count(*) FROM pg_roles WHERE rolname = 'billhook'))::int`); left != 0 {
+		t.Errorf("%d things are left", left)
+	}
+}
