@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -223,5 +225,56 @@ func TestReloadIncluded(t *testing.T) {
 		t.Fatal(err)
 	}
 	in.inForce("2 disabled, 3 enabled")
+	in.stop()
+}
+
+// TestReloadMounted: a folder as Kubernetes mounts a ConfigMap is one of links, and a new
+// version is another link below them.
+func TestReloadMounted(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.NewDatabase(t), 5)
+	r := newReceiver(t)
+	in := install(t, b.role(), benchYAML(b.db.Name), "version: 1\nhandlers: []\n")
+	dir := filepath.Join(filepath.Dir(in.handlers), "mounted")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	link := func(to, name string) {
+		t.Helper()
+		if err := errors.Join(os.Symlink(to, filepath.Join(dir, "new")), os.Rename(filepath.Join(dir, "new"), filepath.Join(dir, name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := ""
+	mount := func(version, handlers string) {
+		t.Helper()
+		data := filepath.Join(dir, ".."+version)
+		if err := os.Mkdir(data, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(data, "handlers.yaml"), []byte("version: 1\nhandlers:\n"+handlers), 0o400); err != nil {
+			t.Fatal(err)
+		}
+		link(".."+version, "..data")
+		if old != "" {
+			if err := os.RemoveAll(old); err != nil {
+				t.Fatal(err)
+			}
+		}
+		old = data
+	}
+	handler := func(id int) string {
+		return fmt.Sprintf("  - {id: %d, name: Tell %d, event: clients.update, http: {url: %q}}\n", id, id, r.url)
+	}
+	mount("1", handler(1))
+	link("..data/handlers.yaml", "handlers.yaml")
+	in.handlers = filepath.Join(dir, "handlers.yaml")
+	in.start()
+	in.waitReady()
+	in.inForce("1 enabled")
+	for v := 2; v <= 4; v++ {
+		mount(strconv.Itoa(v), handler(1)+handler(v))
+		in.inForce(fmt.Sprintf("1 enabled, %d enabled", v))
+	}
 	in.stop()
 }
