@@ -1,11 +1,15 @@
 package main
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // TestDocumentedCommands looks at each line of the documents' shell blocks that calls
@@ -96,4 +100,66 @@ func words(line string) (list []string) {
 	}
 	end()
 	return list
+}
+
+// TestDocumentedVariables looks for each variable that the documents name: a flag's, or
+// one that the sources, the Makefile or what installs for the tests speak of.
+func TestDocumentedVariables(t *testing.T) {
+	known := map[string]bool{
+		// Names that operators give, in examples.
+		"BILLHOOK_PASSWORD": true, "BILLHOOK_METRICS_TOKEN": true,
+	}
+	var visit func(*cobra.Command)
+	visit = func(c *cobra.Command) {
+		c.Flags().VisitAll(func(f *pflag.Flag) { known[variable(f.Name)] = true })
+		for _, sub := range c.Commands() {
+			visit(sub)
+		}
+	}
+	visit(rootCommand())
+	name := regexp.MustCompile(`\bBILLHOOK_[A-Z][A-Z_]*\b`)
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		base := d.Name()
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (base == "bin" || base == "dist" || base == ".git" || base == ".cache" || base == "testdata"):
+			return fs.SkipDir
+		case d.IsDir(), strings.HasSuffix(base, "_test.go") && !strings.Contains(path, "pgtest"):
+			return nil
+		case strings.HasSuffix(base, ".go"), base == "Makefile", base == "setup":
+			b, err := os.ReadFile(path)
+			for _, n := range name.FindAllString(string(b), -1) {
+				known[n] = true
+			}
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, page := range append(pages, "../../README.md", "../../CONTRIBUTING.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range name.FindAllString(string(text), -1) {
+			found++
+			if !known[n] {
+				t.Errorf("%s: nothing knows of %s", filepath.Base(page), n)
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("only %d variables were found", found)
+	}
+	if known["BILLHOOK_NOSUCH"] {
+		t.Error("every name is known")
+	}
 }
