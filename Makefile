@@ -42,7 +42,7 @@ dist: ## Make a release in dist/: archives, packages, bills of materials (VERSIO
 	cd deploy && $(GO) run ./dist -version "$(VERSION)" -out ../dist
 
 .PHONY: dist-check
-dist-check: ## Make it again from a clone elsewhere and compare the bytes (VERSION=1.2.3)
+dist-check: dist ## Make a release of what is committed, again from a clone elsewhere, and compare (VERSION=1.2.3)
 	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	git clone --quiet . "$$tmp/billhook"; \
 	$(MAKE) -C "$$tmp/billhook" dist VERSION="$(VERSION)"; \
