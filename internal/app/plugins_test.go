@@ -134,7 +134,7 @@ func TestPluginsReload(t *testing.T) {
 	path := buildReceiver(t)
 	dirs := []string{t.TempDir(), t.TempDir()}
 	o := Options{HandlersPath: "handlers.yaml", Env: os.LookupEnv}
-	o.plugins = &pluginHost{ctx: t.Context(), log: slog.New(slog.DiscardHandler), metrics: plugin.NewMetrics(prometheus.NewRegistry())}
+	o.plugins = &pluginHost{ctx: t.Context(), log: slog.New(slog.NewTextHandler(t.Output(), nil)), metrics: plugin.NewMetrics(prometheus.NewRegistry())}
 	pids := func() (out [2]string) {
 		for i, d := range dirs {
 			b, err := os.ReadFile(filepath.Join(d, "pid"))

@@ -17,6 +17,7 @@ import (
 const (
 	folderPrefix = "billhook-plugin-"
 	lockName     = "lock"
+	newLockName  = lockName + ".new" // until it is locked
 	// maxFolder bounds the length of a folder's path: with go-plugin's own names behind
 	// it, that of a socket must have no more than 107 bytes.
 	maxFolder = 60
@@ -47,9 +48,14 @@ func newFolder(base string) (*folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for sockets: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(path, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	// It bears its name only when it is locked: somebody who sweeps would take one that is
+	// not yet for one whose owner has gone.
+	f, err := os.OpenFile(filepath.Join(path, newLockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err == nil {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err == nil {
+		err = os.Rename(filepath.Join(path, newLockName), filepath.Join(path, lockName))
 	}
 	if err != nil {
 		if f != nil {
@@ -86,6 +92,7 @@ func sweep(base string) {
 		f, err := os.OpenFile(filepath.Join(path, lockName), os.O_RDWR|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			if info, ierr := e.Info(); errors.Is(err, fs.ErrNotExist) && ierr == nil && time.Since(info.ModTime()) > youngest {
+				_ = os.Remove(filepath.Join(path, newLockName))
 				_ = os.Remove(path) // only if it is empty
 			}
 			continue

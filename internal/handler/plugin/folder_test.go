@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -66,5 +67,34 @@ func TestFolder(t *testing.T) {
 	defer short.remove()
 	if filepath.Dir(short.path) != "/tmp" {
 		t.Errorf("the folder is %s", short.path)
+	}
+}
+
+// TestFolders: many that are made at once do not sweep each other away.
+func TestFolders(t *testing.T) {
+	base, err := os.MkdirTemp("/tmp", "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(base)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 100 {
+				f, err := newFolder(base)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := os.Stat(filepath.Join(f.path, lockName)); err != nil {
+					t.Error(err)
+				}
+				f.remove()
+			}
+		})
+	}
+	wg.Wait()
+	if entries, err := os.ReadDir(base); err != nil || len(entries) > 0 {
+		t.Errorf("%d folders are left: %v", len(entries), err)
 	}
 }
