@@ -295,6 +295,11 @@ func badCode(p *pkg, isPure bool) (problems []string) {
 	}
 	for _, f := range p.tests {
 		ast.Inspect(f, func(n ast.Node) bool {
+			if c, ok := n.(*ast.CallExpr); ok {
+				if s, ok := c.Fun.(*ast.SelectorExpr); ok && selector(s) == "synctest.Test" {
+					return false // time there is its own
+				}
+			}
 			if s, ok := n.(*ast.SelectorExpr); ok && selector(s) == "time.Sleep" {
 				say(n, "a sleep in a test is too short on a busy machine and too long on all others: wait for a signal, poll with a deadline, or use testing/synctest")
 			}

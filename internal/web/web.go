@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 
@@ -136,16 +137,17 @@ type Credential struct {
 
 // Server is the HTTP face.
 type Server struct {
-	opts    Options
-	handler http.Handler
-	log     *slog.Logger
+	opts     Options
+	handler  http.Handler
+	log      *slog.Logger
+	sessions *sessions
 
 	stopping chan struct{} // closed when Run ends
 }
 
 // New makes a Server.
 func New(o Options) *Server {
-	s := &Server{opts: o, log: o.Logger, stopping: make(chan struct{})}
+	s := &Server{opts: o, log: o.Logger, stopping: make(chan struct{}), sessions: newSessions()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -197,8 +199,14 @@ func New(o Options) *Server {
 	guarded.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "no such resource: %s %s", r.Method, r.URL.Path)
 	})
-	guarded.HandleFunc("GET /{$}", s.overview)
-	guarded.HandleFunc("GET /style.css", style)
+	pages := newConsole(s)
+	pages.routes(guarded)
+	open.HandleFunc("GET /static/", pages.static)
+	if len(o.Access) > 0 {
+		open.HandleFunc("GET /login", pages.loginPage)
+		open.HandleFunc("POST /login", pages.login)
+		open.HandleFunc("POST /logout", pages.logout)
+	}
 	open.Handle("/", s.authorise(guarded))
 
 	var cross http.CrossOriginProtection
@@ -268,9 +276,12 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 func headers(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Referrer-Policy", "same-origin")
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		next.ServeHTTP(w, r)
 	})
 }
@@ -293,7 +304,15 @@ func (s *Server) authorise(next http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, known := s.allowed(r)
+		if !known {
+			if who, known = s.sessions.of(r); known {
+				r = r.WithContext(context.WithValue(r.Context(), sessionKey{}, true))
+			}
+		}
 		switch {
+		case !known && wantsPage(r):
+			http.Redirect(w, r, "/login?back="+url.QueryEscape(r.URL.RequestURI()), http.StatusSeeOther)
+			return
 		case !known:
 			w.Header().Add("WWW-Authenticate", `Bearer realm="billhook"`)
 			w.Header().Add("WWW-Authenticate", `Basic realm="billhook"`)
