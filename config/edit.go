@@ -78,14 +78,14 @@ func handlerNode(name string, doc *yaml.Node, id int) (*yaml.Node, error) {
 				}
 				if n, err := strconv.Atoi(scalarText(v)); err == nil && n == id {
 					if k, _ := field(item, "<<"); k != nil {
-						return nil, fmt.Errorf("%s:%d:%d: handler %d takes values from elsewhere (<<); change its status in the file", name, k.Line, k.Column, id)
+						return nil, fmt.Errorf("%s:%d:%d: handler %d takes values from elsewhere (<<); change it in the file", name, k.Line, k.Column, id)
 					}
 					return item, nil
 				}
 			}
 		}
 	}
-	return nil, fmt.Errorf("%s: handler %d is not written there as it is; change its status in the file", name, id)
+	return nil, fmt.Errorf("%s: handler %d is not written there as it is; change it in the file", name, id)
 }
 
 func scalarText(n *yaml.Node) string {
