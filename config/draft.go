@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -40,6 +39,8 @@ type DraftField struct {
 	Choices []string
 	// Doc is what the JSON Schema says about it, Default what holds without it.
 	Doc, Default string
+
+	in string // the type that has it
 }
 
 // DraftType says how a field of a Draft is written.
@@ -59,9 +60,7 @@ const (
 )
 
 // DraftFields returns the fields of a Draft in the order in which files have them.
-func DraftFields() []DraftField { return slices.Clone(draftFields()) }
-
-var draftFields = sync.OnceValue(func() []DraftField {
+func DraftFields() []DraftField {
 	var schema struct {
 		Defs map[string]struct {
 			Properties map[string]schemaProperty `json:"properties"`
@@ -70,6 +69,21 @@ var draftFields = sync.OnceValue(func() []DraftField {
 	if err := json.Unmarshal([]byte(handlersSchema), &schema); err != nil {
 		panic(err) // it is embedded, and tested
 	}
+	fields := draftFields()
+	for i := range fields {
+		f := &fields[i]
+		key := f.Name[strings.LastIndexByte(f.Name, '.')+1:]
+		p := schema.Defs[f.in].Properties[key]
+		f.Doc, f.Choices = p.Description, p.choices()
+		if len(p.Default) > 0 {
+			f.Default = strings.Trim(string(p.Default), `"`)
+		}
+	}
+	return fields
+}
+
+// draftFields are they without what the schema says.
+func draftFields() []DraftField {
 	var fields []DraftField
 	var walk func(t reflect.Type, at string)
 	walk = func(t reflect.Type, at string) {
@@ -82,7 +96,7 @@ var draftFields = sync.OnceValue(func() []DraftField {
 			if typ.Kind() == reflect.Pointer {
 				typ = typ.Elem()
 			}
-			d := DraftField{Name: join(at, name)}
+			d := DraftField{Name: join(at, name), in: t.Name()}
 			switch reflect.New(typ).Interface().(type) {
 			case *Object:
 				d.Type = DraftYAML
@@ -111,17 +125,12 @@ var draftFields = sync.OnceValue(func() []DraftField {
 					d.Type = DraftText
 				}
 			}
-			p := schema.Defs[t.Name()].Properties[name]
-			d.Doc, d.Choices = p.Description, p.choices()
-			if len(p.Default) > 0 {
-				d.Default = strings.Trim(string(p.Default), `"`)
-			}
 			fields = append(fields, d)
 		}
 	}
 	walk(reflect.TypeFor[Handler](), "")
 	return fields
-})
+}
 
 // schemaProperty is what is taken from the JSON Schema of a field.
 type schemaProperty struct {
