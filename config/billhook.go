@@ -337,6 +337,10 @@ type Listener struct {
 	Tokens []Token `yaml:"tokens,omitempty"`
 	// Users lists people who log in with a password.
 	Users []User `yaml:"users,omitempty"`
+	// EditHandlers lets operators write handlers.yaml in the console. By default they may
+	// where tokens or users say who is one; false also keeps them from enabling, disabling
+	// and archiving handlers over HTTP.
+	EditHandlers *bool `yaml:"edit_handlers,omitempty"`
 }
 
 // Token is a bearer token. Exactly one of token, token_env and token_file is

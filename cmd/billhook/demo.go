@@ -80,6 +80,8 @@ func attach(ctx context.Context, c demo.AttachConfig, verbose bool) (*demo.Attac
 	}
 	l.Config.Journal.Path = filepath.Join(c.Dir, "journal")
 	l.Config.HTTP.Listen = c.Listen
+	edit := true
+	l.Config.HTTP.EditHandlers = &edit // nobody else's file
 	a, err := app.New(ctx, l)
 	if err != nil {
 		return nil, err

@@ -285,11 +285,21 @@ func open(ctx context.Context, l *Loaded) (_ *App, err error) {
 	if a.level.log != nil { // the log is ours
 		level = &a.level
 	}
-	a.web = web.New(web.Options{
+	o := web.Options{
 		Journal: a.journal, Handlers: a.faring, Diagnose: a.diagnose, Diagnosis: a.diagnoses.last.Load, Changes: func() (any, error) { return a.pending() }, LogLevel: level,
-		Status: a.status, Backfills: a.backfills, Replays: a.replays, SetStatus: a.setStatus, Try: a.try, Tail: a.tail.watch,
+		Status: a.status, Backfills: a.backfills, Replays: a.replays, Try: a.try, Tail: a.tail.watch,
 		Ready: a.Ready, Live: a.journal.Err, Gatherer: registry, Version: l.Options.Version, Access: access, Logger: a.log,
-	})
+	}
+	switch edit := l.Config.HTTP.EditHandlers; {
+	case edit == nil:
+		o.SetStatus = a.setStatus
+		if len(access) > 0 {
+			o.Editor = &editor{App: a}
+		}
+	case *edit:
+		o.SetStatus, o.Editor = a.setStatus, &editor{App: a}
+	}
+	a.web = web.New(o)
 	return a, nil
 }
 

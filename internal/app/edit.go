@@ -30,45 +30,27 @@ func (a *App) setStatus(ctx context.Context, id int, status string) error {
 	if i < 0 {
 		return refused("handlers.yaml has no handler %d", id)
 	}
-	file := h.Handlers[i].Pos.File // it may be included
-	path, err := filepath.EvalSymlinks(file)
+	f, err := openHandlers(h.Handlers[i].Pos.File) // it may be included
 	if err != nil {
-		return refused("%s cannot be found: %v", file, err)
+		return err
 	}
-	before, err := os.ReadFile(path)
-	if err != nil {
-		return refused("%s cannot be read: %v", file, err)
-	}
-	after, err := config.SetStatus(file, before, id, config.Status(status))
+	after, err := config.SetStatus(f.name, f.text, id, config.Status(status))
 	if err != nil {
 		return refused("%v", err)
 	}
-	if string(after) == string(before) {
-		return a.reloadNow(ctx)
-	}
-	if err := a.canBe(ctx, file, after, id); err != nil {
+	c := change{handlersFile: f, after: after, ids: []int{id}}
+	if c.handlers, err = a.loadHandlers(map[string][]byte{f.name: after}); err != nil {
 		return refused("handler %d cannot be %s: %v", id, status, firstLine(err))
 	}
-	if err := replaceFile(path, before, after); err != nil {
-		return err
-	}
-	err = a.reloadNow(ctx)
-	if no := (*web.RefusedError)(nil); errors.As(err, &no) {
-		// What nobody could know before: the file is as it was, as far as it is still ours.
-		if undone := replaceFile(path, after, before); undone != nil {
-			return fmt.Errorf("%w; and it could not be put back: %w", err, undone)
-		}
-		return errors.Join(err, a.reloadNow(ctx))
+	err = a.put(ctx, []change{c})
+	if wrong := (*web.ProblemsError)(nil); errors.As(err, &wrong) {
+		return refused("handler %d cannot be %s: %v", id, status, firstLine(err))
 	}
 	return err
 }
 
-// canBe judges a handler as it would be with another text of a file, by making it.
-func (a *App) canBe(ctx context.Context, file string, text []byte, id int) error {
-	h, err := a.loadHandlers(map[string][]byte{file: text})
-	if err != nil {
-		return err
-	}
+// canBe judges a handler of files that may not be written yet, by making it.
+func (a *App) canBe(ctx context.Context, h *config.Handlers, id int) error {
 	p := &problems{}
 	for _, c := range h.Handlers {
 		if c.ID != id || c.Status != config.Enabled {
@@ -110,7 +92,7 @@ func replaceFile(path string, before, after []byte) (err error) {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".handlers-*.yaml")
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
-		return refused("billhook may not write %s (%v); change the status in the file, or let billhook's user write its folder", path, errors.Unwrap(err))
+		return refused("billhook may not write %s (%v); change the file yourself, or let billhook's user write its folder", path, errors.Unwrap(err))
 	}
 	if err != nil {
 		return fmt.Errorf("change %s: %w", path, err)
@@ -126,7 +108,7 @@ func replaceFile(path string, before, after []byte) (err error) {
 	}
 	if s, ok := info.Sys().(*syscall.Stat_t); ok && err == nil && (int(s.Uid) != os.Geteuid() || int(s.Gid) != os.Getegid()) {
 		if cerr := f.Chown(int(s.Uid), int(s.Gid)); cerr != nil {
-			return refused("billhook cannot keep the owner of %s (%v); change the status in the file", path, errors.Unwrap(cerr))
+			return refused("billhook cannot keep the owner of %s (%v); change the file yourself", path, errors.Unwrap(cerr))
 		}
 	}
 	if err == nil {

@@ -27,7 +27,13 @@ func (a *App) try(ctx context.Context, t web.Trial) (web.Tried, error) {
 	if i < 0 {
 		return web.Tried{}, web.ErrNoHandler
 	}
-	h := list[i]
+	return a.tryHandler(ctx, list[i], t, func(e *event.Event) (dispatch.Trial, error) {
+		return a.dispatcher.Try(ctx, t.Handler, e, t.DryRun)
+	})
+}
+
+// tryHandler is try for a handler that may not be in force.
+func (a *App) tryHandler(ctx context.Context, h *dispatch.Handler, t web.Trial, call func(*event.Event) (dispatch.Trial, error)) (web.Tried, error) {
 	typ, err := a.trialType(h, t.Event)
 	if err != nil {
 		return web.Tried{}, err
@@ -43,7 +49,7 @@ func (a *App) try(ctx context.Context, t web.Trial) (web.Tried, error) {
 		}
 	}
 	out.EventID, out.Object = e.ID.String(), e.Object
-	trial, err := a.dispatcher.Try(ctx, t.Handler, e, t.DryRun)
+	trial, err := call(e)
 	if errors.Is(err, dispatch.ErrNoHandler) {
 		return web.Tried{}, web.ErrNoHandler
 	}

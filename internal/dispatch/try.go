@@ -50,20 +50,25 @@ func (d *Dispatcher) Try(ctx context.Context, id int, e *event.Event, dry bool) 
 		}
 	}()
 
-	h := *c.Handler
+	return d.TryDraft(ctx, c.Handler, e, dry), nil
+}
+
+// TryDraft is Try for a definition that need not be in force.
+func (d *Dispatcher) TryDraft(ctx context.Context, definition *Handler, e *event.Event, dry bool) Trial {
+	h := *definition
 	h.WriteBack = nil
-	x := &execution{entry: entry{handler: id, event: e.ID, typ: e.Type}, Handler: &h, event: e}
+	x := &execution{entry: entry{handler: h.ID, event: e.ID, typ: e.Type}, Handler: &h, event: e}
 	t := Trial{Start: time.Now(), Result: handler.Result{Code: -1}}
 	t.Wanted, t.WhenErr = h.wants(e)
 	if t.Body, t.ContentType, t.Err = h.payload(e); t.Err != nil {
 		t.Result.Reason, t.Permanent = handler.ReasonPayload, true
-		return t, nil
+		return t
 	}
 	if dry || h.Call == nil {
-		return t, nil
+		return t
 	}
 	t.Called = true
 	t.Err = x.call(ctx, d.log)
 	t.Duration, t.Result, t.Permanent = time.Since(t.Start), x.result, handler.IsPermanent(t.Err)
-	return t, nil
+	return t
 }

@@ -90,6 +90,15 @@ func (c *console) routes(mux *http.ServeMux) {
 	if c.opts.SetStatus != nil {
 		mux.HandleFunc("POST /handlers/{id}/status", c.setStatus)
 	}
+	mux.HandleFunc("GET /handlers/new", c.formPage)
+	mux.HandleFunc("GET /handlers/{id}/edit", c.formPage)
+	if c.opts.Editor != nil {
+		mux.HandleFunc("POST /handlers/new", c.postForm)
+		mux.HandleFunc("POST /handlers/{id}/edit", c.postForm)
+		mux.HandleFunc("GET /handlers/{id}/delete", c.deletePage)
+		mux.HandleFunc("POST /handlers/{id}/delete", c.deleteHandler)
+		mux.HandleFunc("POST /handlers/{id}/move", c.moveHandler)
+	}
 	if c.opts.Diagnose != nil {
 		mux.HandleFunc("POST /checks", c.lookNow)
 	}
@@ -154,7 +163,7 @@ func (c *console) show(w http.ResponseWriter, r *http.Request, code int, name, t
 	v := view{
 		Title: title, Here: here, Back: r.URL.RequestURI(), Who: who, Version: c.opts.Version, Main: main,
 		SignedIn: name != "login", Session: sessionOf(r), CanDiagnose: c.opts.Diagnose != nil,
-		CanAct: len(c.opts.Access) == 0 || who.Role == operatorRole,
+		CanAct: c.mayAct(r),
 	}
 	v.Theme, v.OtherTheme = "", "dark"
 	if k, err := r.Cookie(themeCookie); err == nil {
@@ -183,6 +192,29 @@ func (c *console) show(w http.ResponseWriter, r *http.Request, code int, name, t
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
+	_, _ = w.Write(buf.Bytes()) // the client has gone; nobody is left to tell
+}
+
+// mayAct reports whether who asks may change things.
+func (s *Server) mayAct(r *http.Request) bool {
+	return len(s.opts.Access) == 0 || whoOf(r).Role == operatorRole
+}
+
+// act tells of what somebody did.
+func (s *Server) act(r *http.Request, what string, args ...any) {
+	s.log.Info(what, append(args, "by", whoOf(r).Name)...)
+}
+
+// fragment writes a part of a page.
+func (c *console) fragment(w http.ResponseWriter, name, part string, main any) {
+	var buf bytes.Buffer
+	if err := c.pages[name].ExecuteTemplate(&buf, part, main); err != nil {
+		c.log.Error("cannot make a page", "page", name, "err", err)
+		fail(w, http.StatusInternalServerError, "the page cannot be made: %v", err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
 	_, _ = w.Write(buf.Bytes()) // the client has gone; nobody is left to tell
 }
 
@@ -263,7 +295,14 @@ func (c *console) funcs() template.FuncMap {
 		"number":   grouped,
 		"lower":    strings.ToLower,
 		"client":   func(lane string) string { return "/clients/" + url.PathEscape(lane) },
-		"final":    func(s journal.Status) bool { return !s.Open() },
+		"arrow": func(h handlerRow, way string, other int, back string) any {
+			return struct {
+				ID, Other       int
+				Name, Way, Back string
+			}{h.ID, other, h.Name, way, back}
+		},
+		"difflines": diffLines,
+		"final":     func(s journal.Status) bool { return !s.Open() },
 	}
 }
 
@@ -281,6 +320,25 @@ func icon(state string) template.HTML {
 		d = "M3 8h10"
 	}
 	return template.HTML(`<svg width="14" height="14" viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round" aria-hidden="true"><path d="` + d + `"/></svg>`) //nolint:gosec // all of it is ours
+}
+
+// diffLine is a line of a difference.
+type diffLine struct{ Class, Text string }
+
+func diffLines(text string) (list []diffLine) {
+	for l := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
+		class := ""
+		switch {
+		case strings.HasPrefix(l, "+++"), strings.HasPrefix(l, "---"), strings.HasPrefix(l, "@@"):
+			class = "soft"
+		case strings.HasPrefix(l, "+"):
+			class = "plus"
+		case strings.HasPrefix(l, "-"):
+			class = "minus"
+		}
+		list = append(list, diffLine{class, l})
+	}
+	return list
 }
 
 func exact(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") }

@@ -204,7 +204,10 @@ func (q handlerQuery) matches(h Handler) bool {
 	return true
 }
 
-type handlerRow struct{ handlerJSON }
+type handlerRow struct {
+	handlerJSON
+	Above, Below int // the handlers shown beside it; 0: none
+}
 
 // HealthText is how a handler fares, in a word or a few.
 func (h handlerRow) HealthText() string {
@@ -242,18 +245,26 @@ func (c *console) handlersPage(w http.ResponseWriter, r *http.Request) {
 		Types           []string
 		Kinds, Statuses []string
 		CanChange       bool
+		CanEdit         bool
+		NoEditing       string
 	}{Query: q, Types: c.types(), Kinds: []string{"http", "script", "plugin"}, Statuses: []string{"enabled", "disabled", "archived", "all"}, CanChange: c.opts.SetStatus != nil}
+	if main.CanEdit = c.opts.Editor != nil && c.mayAct(r); c.opts.Editor == nil {
+		main.NoEditing = c.noEditing()
+	}
 	for _, h := range c.handlerRows() {
 		if q.matches(h.Handler) {
-			main.Rows = append(main.Rows, handlerRow{h})
+			main.Rows = append(main.Rows, handlerRow{handlerJSON: h})
 		}
 	}
-	slices.SortStableFunc(main.Rows, func(a, b handlerRow) int {
-		if a.Priority != b.Priority {
-			return a.Priority - b.Priority
+	slices.SortStableFunc(main.Rows, func(a, b handlerRow) int { return byPriority(a.Handler, b.Handler) })
+	for i := range main.Rows {
+		if i > 0 {
+			main.Rows[i].Above = main.Rows[i-1].ID
 		}
-		return a.ID - b.ID
-	})
+		if i+1 < len(main.Rows) {
+			main.Rows[i].Below = main.Rows[i+1].ID
+		}
+	}
 	c.show(w, r, http.StatusOK, "handlers", "Handlers", "/handlers", main)
 }
 
@@ -270,7 +281,7 @@ func (c *console) setStatus(w http.ResponseWriter, r *http.Request) {
 		c.refused(w, r, err)
 		return
 	}
-	c.log.Info("handler's status changed", "handler", id, "status", status, "by", whoOf(r).Name)
+	c.act(r, "handler's status changed", "handler", id, "status", status)
 	c.done(w, r, r.PostFormValue("back"), fmt.Sprintf("Handler %d is %s.", id, status))
 }
 
@@ -359,7 +370,7 @@ func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
 	main.Filtered = list != ""
 	main.NDJSON, main.CSV, main.ReplayAll = "/api/v1/executions.ndjson?"+list, "/executions.csv?"+list, "/replays/new?"+list
 	main.Rows.Names, main.Rows.None = c.handlerNames(), "No execution is like that."
-	main.Rows.Choose = c.opts.Replays != nil && (len(c.opts.Access) == 0 || whoOf(r).Role == operatorRole)
+	main.Rows.Choose = c.opts.Replays != nil && c.mayAct(r)
 	c.show(w, r, code, "executions", "Executions", "/executions", main)
 }
 
@@ -458,7 +469,7 @@ func (c *console) executionPage(w http.ResponseWriter, r *http.Request) {
 		Siblings    []journal.Execution
 		SiblingRows rows
 	}{X: x, HandlerName: names[x.Handler], Changed: changes(e.Changed), Payload: indent(e.AppendPayload(nil))}
-	main.CanReplay = c.opts.Replays != nil && !x.Status.Open() && (len(c.opts.Access) == 0 || whoOf(r).Role == operatorRole)
+	main.CanReplay = c.opts.Replays != nil && !x.Status.Open() && c.mayAct(r)
 	for i, a := range attempts {
 		v := attemptView{Attempt: a, Class: "retry", Word: "failed, to be tried again", Request: exchangeText(a.Request), Response: exchangeText(a.Response), Open: i == len(attempts)-1}
 		switch {
@@ -651,10 +662,10 @@ func (c *console) confirmReplay(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	main := struct {
-		Title, Text, Action, Do, Back string
-		Lines                         []string
-		Fields                        []field
-		Rate                          int
+		Title, Text, Action, Do, Back, Diff string
+		Lines                               []string
+		Fields                              []field
+		Rate                                int
 	}{Title: "Replay all that match", Action: "/replays", Back: back, Rate: int(spec.Rate)}
 	what := spec.Filter.Status
 	if what == "" {
@@ -740,7 +751,7 @@ type replayView struct {
 func (c *console) replaysPage(w http.ResponseWriter, r *http.Request) {
 	var list []replayView
 	for _, st := range c.opts.Replays.List() {
-		v := replayView{Status: st, Open: !st.State.Ended(), CanAct: len(c.opts.Access) == 0 || whoOf(r).Role == operatorRole}
+		v := replayView{Status: st, Open: !st.State.Ended(), CanAct: c.mayAct(r)}
 		switch {
 		case st.Filter != nil:
 			v.What = st.Filter.String()
@@ -766,7 +777,7 @@ func (c *console) cancelReplayPage(w http.ResponseWriter, r *http.Request) {
 		c.notReplayedPage(w, r, err)
 		return
 	}
-	c.log.Info("replay cancelled", "replay", id, "by", whoOf(r).Name)
+	c.act(r, "replay cancelled", "replay", id)
 	c.done(w, r, "/replays", fmt.Sprintf("Replay %d is cancelled.", id))
 }
 

@@ -98,8 +98,7 @@ func (s *Server) changeHandler(w http.ResponseWriter, r *http.Request) {
 		s.notDone(w, r, err)
 		return
 	}
-	who := whoOf(r)
-	s.log.Info("handler's status changed", "handler", id, "status", asked.Status, "by", who.Name)
+	s.act(r, "handler's status changed", "handler", id, "status", asked.Status)
 	s.answerHandler(w, id)
 }
 
@@ -123,7 +122,7 @@ func (s *Server) tryHandler(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if tried.Called {
-		s.log.Info("handler tried", "handler", id, "type", tried.Event, "event", tried.EventID, "by", whoOf(r).Name)
+		s.act(r, "handler tried", "handler", id, "type", tried.Event, "event", tried.EventID)
 	}
 	answer(w, http.StatusOK, tried)
 }

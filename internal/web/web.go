@@ -105,6 +105,8 @@ type Options struct {
 	// SetStatus, unless nil, changes the status of a handler and returns when that is in
 	// force. What cannot be done is a *RefusedError.
 	SetStatus func(ctx context.Context, id int, status string) error
+	// Editor, unless nil, changes handlers.yaml.
+	Editor Editor
 	// Diagnose, unless nil, looks at the database and the machine; Diagnosis returns what
 	// was found last, nil before it was looked.
 	Diagnose  func(ctx context.Context) (Diagnosis, error)
