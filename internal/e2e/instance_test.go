@@ -32,6 +32,8 @@ type instance struct {
 	log      string // path of what it wrote to standard error, over all its lives
 	address  string
 	env      []string
+	// user and password are who asks over HTTP; empty: nobody.
+	user, password string
 
 	lives int
 	proc  *proc // nil when it does not run
@@ -203,6 +205,9 @@ func (in *instance) get(path string) (code int, body []byte, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+in.address+path, nil)
 	if err != nil {
 		return 0, nil, err
+	}
+	if in.user != "" {
+		req.SetBasicAuth(in.user, in.password)
 	}
 	req.Close = true // what is kept open would belong to an earlier life
 	resp, err := new(http.Client).Do(req)

@@ -423,7 +423,7 @@ func (c *console) postForm(w http.ResponseWriter, r *http.Request) {
 		c.done(w, r, "/handlers", fmt.Sprintf("Handler %d is as it was.", p.ID))
 		return
 	}
-	c.act(r, "handler "+what, "handler", p.ID, "name", d.Fields["name"], "diff", p.Diff)
+	c.act(r, "handler written", "handler", p.ID, "name", d.Fields["name"], "what", what, "diff", p.Diff)
 	c.done(w, r, "/handlers", fmt.Sprintf("Handler %d is %s: %s is written and in force.", p.ID, what, p.File))
 }
 

@@ -1,0 +1,655 @@
+//go:build unix
+
+package e2e
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"github.com/billhook/billhook/internal/pgtest"
+	"github.com/billhook/billhook/internal/servertest"
+)
+
+//go:embed testdata/axe/axe.min.js
+var axe string
+
+// console is a browser that looks at an instance.
+type console struct {
+	t   *testing.T
+	ctx context.Context
+	in  *instance
+	url string
+
+	mu     sync.Mutex
+	asked  []string // addresses that any page asked for
+	errors []string // what the browser's console says of mistakes
+}
+
+// openConsole starts a browser with nothing in it.
+func openConsole(t *testing.T, in *instance) *console {
+	t.Helper()
+	path := ""
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
+		if p, err := exec.LookPath(name); err == nil {
+			path = p
+			break
+		}
+	}
+	if path == "" {
+		servertest.Missing(t, "Chromium", "chromium")
+	}
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WindowSize(1400, 1000))
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	t.Cleanup(stop)
+	ctx, stop := chromedp.NewContext(allocator)
+	t.Cleanup(stop)
+	c := &console{t: t, ctx: ctx, in: in, url: "http://" + in.address}
+	err := chromedp.Listen(ctx, func(event any) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		switch e := event.(type) {
+		case *network.EventRequestWillBeSent:
+			c.asked = append(c.asked, e.Request.URL)
+		case *runtime.EventExceptionThrown:
+			c.errors = append(c.errors, fmt.Sprint(e.ExceptionDetails.Text, " ", e.ExceptionDetails.URL, ":", e.ExceptionDetails.LineNumber))
+		case *log.EventEntryAdded:
+			// A page that says no, with a status above 399, is told of there as well.
+			if e.Entry.Level == log.EntryLevelError && e.Entry.Source != log.EntrySourceNetwork {
+				c.errors = append(c.errors, e.Entry.Text)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(c, network.Enable, network.EnableParams{})
+	send(c, log.Enable, cdp.Empty{})
+	send(c, runtime.Enable, cdp.Empty{})
+	return c
+}
+
+// send gives the browser a command of its own protocol.
+func send[P, R any](c *console, command cdp.Command[P, R], params P) {
+	c.t.Helper()
+	ctx, stop := context.WithTimeout(c.ctx, 20*time.Second)
+	defer stop()
+	if _, err := chromedp.Call(ctx, command, params); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *console) do(steps ...chromedp.Action[chromedp.Void]) {
+	c.t.Helper()
+	ctx, stop := context.WithTimeout(c.ctx, 20*time.Second)
+	defer stop()
+	if err := chromedp.Do(ctx, steps...); err != nil {
+		c.t.Fatalf("%v, at\n%s", err, c.text())
+	}
+}
+
+// text is what the page shows, and its address.
+func (c *console) text() string {
+	text, err := chromedp.Run(c.ctx, chromedp.Evaluate[string](`document.location.pathname + document.location.search + "\n" + document.body.innerText`))
+	if err != nil {
+		return err.Error()
+	}
+	return text
+}
+
+// eval returns what a script says.
+func eval[T any](c *console, script string, options ...chromedp.EvaluateOption) T {
+	c.t.Helper()
+	ctx, stop := context.WithTimeout(c.ctx, 20*time.Second)
+	defer stop()
+	v, err := chromedp.Run(ctx, chromedp.Evaluate[T](script, options...))
+	if err != nil {
+		c.t.Fatalf("%s: %v, at\n%s", script[:min(len(script), 100)], err, c.text())
+	}
+	return v
+}
+
+// open goes to a page.
+func (c *console) open(path string) { c.t.Helper(); c.do(chromedp.Navigate(c.url + path)) }
+
+func (c *console) click(selector string) {
+	c.t.Helper()
+	c.do(chromedp.ScrollIntoView(chromedp.CSS(selector)), chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
+}
+
+func (c *console) focus(selector string) {
+	c.t.Helper()
+	c.do(chromedp.Focus(chromedp.CSS(selector), chromedp.NodeVisible))
+}
+
+// choose takes one of a list, as who uses it does.
+func (c *console) choose(selector, value string) {
+	c.t.Helper()
+	c.do(chromedp.SetValue(chromedp.CSS(selector), value))
+	eval[bool](c, fmt.Sprintf(`document.querySelector(%q).dispatchEvent(new Event("change", {bubbles: true}))`, selector))
+}
+
+// press clicks the button that says something.
+func (c *console) press(text string) {
+	c.t.Helper()
+	eval[bool](c, fmt.Sprintf(`(() => { [...document.querySelectorAll("button")].find((b) => b.innerText.trim() == %q).click(); return true; })()`, text))
+}
+
+func (c *console) write(text string) {
+	c.t.Helper()
+	send(c, input.InsertText, input.InsertTextParams{Text: text})
+}
+
+// fill puts text in the place of what a field holds.
+func (c *console) fill(selector, text string) {
+	c.t.Helper()
+	c.focus(selector)
+	eval[bool](c, `(() => { document.activeElement.select(); return true; })()`)
+	c.keys(kb.Delete)
+	if text != "" {
+		c.write(text)
+	}
+}
+
+func (c *console) keys(keys ...string) {
+	c.t.Helper()
+	for _, k := range keys {
+		c.do(chromedp.KeyEvent(k))
+	}
+}
+
+// sees waits until the page shows all of the texts.
+func (c *console) sees(texts ...string) {
+	c.t.Helper()
+	eventually(c.t, 20*time.Second, func() string {
+		body := c.text()
+		for _, text := range texts {
+			if !strings.Contains(body, text) {
+				return fmt.Sprintf("the page does not show %q but\n%s", text, body)
+			}
+		}
+		return ""
+	})
+}
+
+// judge looks at the page as it is: whether all can use it, in each theme and width, and
+// keeps a picture of each.
+func (c *console) judge(name string) {
+	c.t.Helper()
+	for _, theme := range []string{"light", "dark"} {
+		for _, width := range []int64{1400, 390} {
+			send(c, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+				{Name: "prefers-color-scheme", Value: theme}, {Name: "prefers-reduced-motion", Value: "reduce"},
+			}})
+			send(c, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: width, Height: 900, DeviceScaleFactor: 1, Mobile: width < 500})
+			picture := fmt.Sprintf("%s-%s-%d", name, theme, width)
+			if over := eval[int](c, `document.documentElement.scrollWidth - window.innerWidth`); over > 0 {
+				c.t.Errorf("%s: the page is %d pixels wider than the screen", picture, over)
+			}
+			c.axe(picture)
+			if dir := os.Getenv("BILLHOOK_SCREENSHOTS"); dir != "" {
+				png, err := chromedp.Run(c.ctx, chromedp.FullScreenshot(100))
+				if err != nil {
+					c.t.Fatal(err)
+				}
+				if err := os.MkdirAll(dir, 0o755); err != nil {
+					c.t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(dir, picture+".png"), png, 0o644); err != nil {
+					c.t.Fatal(err)
+				}
+			}
+		}
+	}
+	send(c, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: 1400, Height: 1000, DeviceScaleFactor: 1})
+	send(c, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{})
+}
+
+// axe fails the test for what keeps people from using the page.
+func (c *console) axe(name string) {
+	c.t.Helper()
+	eval[int](c, axe+";0")
+	found := eval[string](c, `axe.run(document, {resultTypes: ["violations"]}).then((r) => JSON.stringify(r.violations))`, chromedp.EvalAwaitPromise)
+	var violations []struct {
+		ID, Impact, Help string
+		Nodes            []struct {
+			HTML           string `json:"html"`
+			FailureSummary string `json:"failureSummary"`
+		}
+	}
+	if err := json.Unmarshal([]byte(found), &violations); err != nil {
+		c.t.Fatal(err)
+	}
+	for _, v := range violations {
+		if v.Impact == "minor" || v.Impact == "moderate" {
+			c.t.Logf("%s: %s %s: %s", name, v.Impact, v.ID, v.Help)
+			continue
+		}
+		for i, n := range v.Nodes {
+			if i < 5 {
+				c.t.Errorf("%s: %s %s: %s\n%s\n%s", name, v.Impact, v.ID, v.Help, n.HTML, n.FailureSummary)
+			}
+		}
+	}
+}
+
+const consoleHandlers = `version: 1
+# who is told
+defaults: {timeout: 5s, retry: {attempts: 2, initial: 10ms, max: 20ms, jitter: 0}, breaker: {failures: 0}}
+
+handlers:
+  # ---- the CRM
+  - id: 1   # for ever
+    name: Tell the CRM # that is
+    event: clients.create
+    http:
+      url: $URL/crm # inside
+      headers: {X-Key: verysecretkey}
+
+  - id: 2
+    name: Refused
+    events: [clients.create, clients.update]
+    http: {url: $URL/bad}
+
+  # the switch
+  - id: 3
+    name: Block
+    event: clients.balance_zero
+    script: {path: /bin/true}
+`
+
+// TestConsole does in a real browser what people do in the console.
+func TestConsole(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	got := map[string][]string{}
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		got[r.URL.Path] = append(got[r.URL.Path], string(body))
+		mu.Unlock()
+		if r.URL.Path == "/bad" {
+			w.WriteHeader(http.StatusUnprocessableEntity)
+			_, _ = io.WriteString(w, `{"error":"no such tariff <script>alert(1)</script>"}`)
+		}
+	}))
+	t.Cleanup(receiver.Close)
+	db := pgtest.NewDatabase(t, peersSchema)
+	_, dsn := db.Role(t, "REPLICATION", "GRANT SELECT ON clients TO $role")
+	in := install(t, dsn, `version: 1
+source: {dsn: "${DSN}", slot: `+db.Name+`, publication: p}
+entities:
+  clients: {table: public.clients, key: [id], balance: {column: balance}, archive: {column: status, value: archived}}
+journal: {path: "${JOURNAL}"}
+http:
+  listen: "${LISTEN}"
+  users:
+  - {name: anna, role: operator, password: correct-horse}
+  - {name: vera, role: viewer, password: only-looks-at}
+`, strings.ReplaceAll(consoleHandlers, "$URL", receiver.URL))
+	in.user, in.password = "anna", "correct-horse"
+	in.start()
+	in.waitReady()
+	file := func() string {
+		b, err := os.ReadFile(in.handlers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	has := func(texts ...string) {
+		t.Helper()
+		for _, text := range texts {
+			if !strings.Contains(file(), text) {
+				t.Errorf("handlers.yaml lacks %q:\n%s", text, file())
+			}
+		}
+	}
+	// keeps sees that all comments are still there.
+	keeps := func() {
+		t.Helper()
+		has("# who is told", "# ---- the CRM", "- id: 1   # for ever", "# that is", "# inside", "X-Key: verysecretkey", "\n  # the switch\n")
+	}
+	db.Exec(t, `INSERT INTO clients (id, name) VALUES (1, 'Acme <script>alert(2)</script>'), (2, 'Other')`)
+	db.Exec(t, "UPDATE clients SET balance = -1 WHERE id = 1")
+	eventually(t, 20*time.Second, func() string {
+		if n := in.executions(); n["succeeded"] < 3 || n["dead"] < 2 {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
+
+	c := openConsole(t, in)
+	steps := []struct {
+		name string
+		do   func(t *testing.T)
+	}{
+		{"sign in with keys alone", func(t *testing.T) {
+			c.open("/handlers")
+			c.sees("Sign in")
+			c.judge("sign-in")
+			c.open("/handlers")
+			c.focus("input[name=name]")
+			c.write("anna")
+			c.keys(kb.Tab)
+			c.write("wrong")
+			c.keys(kb.Enter)
+			c.sees("The name or the password is wrong.")
+			c.fill("input[name=password]", "correct-horse")
+			c.keys(kb.Enter)
+			c.sees("Tell the CRM", "anna", "operator")
+		}},
+		{"the first key leads past the menu", func(t *testing.T) {
+			c.open("/handlers")
+			c.keys(kb.Tab, kb.Enter, kb.Tab)
+			if inside := eval[bool](c, `document.getElementById("main").contains(document.activeElement)`); !inside {
+				t.Error("after the first link, which skips the menu, Tab does not lead into the content")
+			}
+			// The slash leads to the search.
+			c.keys("/")
+			if name := eval[string](c, `document.activeElement.name`); name != "name" {
+				t.Errorf("/ leads to %q", name)
+			}
+			c.fill("input[name=name]", "block") // the browser's protocol types the slash, too
+			c.keys(kb.Enter)
+			c.sees("name=block", "Block")
+			if n := eval[int](c, `document.querySelectorAll("table.handlers tbody tr").length`); n != 1 {
+				t.Errorf("%d handlers are found", n)
+			}
+		}},
+		{"overview", func(t *testing.T) {
+			c.open("/")
+			c.sees("Overview", "streaming", "Dead letters", "no such tariff")
+			c.judge("overview")
+		}},
+		{"switch a handler off and on", func(t *testing.T) {
+			c.open("/handlers")
+			c.judge("handlers")
+			c.click("#handler-1 button.switch")
+			c.sees("Handler 1 is disabled.")
+			has("status: disabled")
+			keeps()
+			c.focus("#handler-1 button.switch")
+			c.keys(" ")
+			c.sees("Handler 1 is enabled.")
+			has("status: enabled")
+		}},
+		{"a new handler", func(t *testing.T) {
+			c.open("/handlers")
+			c.click("a[href='/handlers/new']")
+			c.sees("New handler")
+			c.fill("#f-name", "Welcome: mail")
+			c.click("input[value='clients.create']")
+			c.fill("#f-http-url", "no url")
+			c.click("button[value=save]")
+			c.sees("\"no url\" is not a URL")
+			c.judge("handler-mistake")
+			if v := eval[string](c, `document.getElementById("f-name").value`); v != "Welcome: mail" {
+				t.Errorf("what was written is gone: %q", v)
+			}
+			c.fill("#f-http-url", receiver.URL+"/mail/{{.event.object_id}}")
+			c.fill("#f-template", "{\"to\": {{json .data.name}}}\n{{- /* # the end */ -}}")
+			c.click("button[value=save]")
+			c.sees("Handler 4 is added")
+			has("  - id: 4\n    name: 'Welcome: mail'\n    event: clients.create\n", "url: "+receiver.URL+"/mail/{{.event.object_id}}\n", "# the end")
+			keeps()
+			db.Exec(t, `INSERT INTO clients (id, name) VALUES (3, 'Third')`)
+			eventually(t, 20*time.Second, func() string {
+				mu.Lock()
+				defer mu.Unlock()
+				if list := got["/mail/3"]; len(list) != 1 || !strings.Contains(list[0], `{"to": "Third"}`) {
+					return fmt.Sprint(got)
+				}
+				return ""
+			})
+		}},
+		{"change one, with a preview as it is written", func(t *testing.T) {
+			c.open("/handlers/1/edit")
+			c.sees("Nothing changes.", `"name": "Third"`)
+			if text := eval[string](c, `document.documentElement.outerHTML`); strings.Contains(text, "verysecretkey") {
+				t.Error("the form shows a secret")
+			}
+			c.judge("handler-edit")
+			c.fill("#f-name", "Tell the CRM at once")
+			c.sees("+    name: Tell the CRM at once # that is")
+			c.choose("#f-format", "cloudevents")
+			c.sees(`"specversion": "1.0"`)
+			c.fill("#f-when", "data.nosuch ==")
+			c.sees("when: ", "Syntax error")
+			c.fill("#f-when", "data.id < 100")
+			c.sees("+    when: data.id < 100")
+			c.click("button[value=save]")
+			c.sees("Handler 1 is changed")
+			has("name: Tell the CRM at once # that is\n", "    format: cloudevents\n", "    when: data.id < 100\n")
+			keeps()
+		}},
+		{"call it once", func(t *testing.T) {
+			c.open("/handlers/2/edit")
+			c.sees("Nothing changes.")
+			before := in.executions()
+			c.click("button[value=test]")
+			c.sees("The call", "permanent", "no such tariff <script>alert(1)</script>", "POST "+receiver.URL+"/bad")
+			c.judge("handler-called")
+			if now := in.executions(); fmt.Sprint(now) != fmt.Sprint(before) {
+				t.Errorf("a call to see is recorded: %v, %v", before, now)
+			}
+		}},
+		{"somebody else changes the file meanwhile", func(t *testing.T) {
+			c.open("/handlers/2/edit")
+			c.sees("Nothing changes.")
+			write(t, in.handlers, strings.Replace(file(), "name: Block", "name: Block it", 1))
+			c.fill("#f-priority", "7")
+			c.click("button[value=save]")
+			c.sees("Not saved", "changed by somebody else", "-    name: Block\n", "+    name: Block it", "+    priority: 7", "Save onto the file as it is now")
+			c.judge("handler-conflict")
+			if strings.Contains(file(), "priority: 7") {
+				t.Error("it was saved all the same")
+			}
+			c.click("button[value=save]")
+			c.sees("Handler 2 is changed")
+			has("name: Block it", "priority: 7")
+			keeps()
+		}},
+		{"another kind", func(t *testing.T) {
+			c.open("/handlers/4/edit")
+			c.click("#kind-script")
+			if visible := eval[bool](c, `document.getElementById("f-http-url").checkVisibility()`); visible {
+				t.Error("the fields of another kind are shown")
+			}
+			c.fill("#f-script-path", "/bin/true")
+			c.click("button[value=save]")
+			c.sees("Handler 4 is changed", "/bin/true")
+			has("    script:\n      path: /bin/true\n")
+		}},
+		{"order by keys", func(t *testing.T) {
+			c.open("/handlers")
+			order := func() string {
+				return eval[string](c, `[...document.querySelectorAll("table.handlers tbody tr")].map((r) => r.dataset.id).join(" ")`)
+			}
+			if o := order(); o != "1 3 4 2" {
+				t.Errorf("before: %s", o)
+			}
+			c.focus("#up-4")
+			c.keys(kb.Enter)
+			eventually(t, 10*time.Second, func() string {
+				if o := order(); o != "1 4 3 2" {
+					return o
+				}
+				return ""
+			})
+			// The focus stays, so that the next key moves it on.
+			eventually(t, 5*time.Second, func() string {
+				if id := eval[string](c, `document.activeElement.id`); id != "up-4" {
+					return "the focus is at " + id
+				}
+				return ""
+			})
+			c.keys(kb.Enter)
+			eventually(t, 10*time.Second, func() string {
+				if o := order(); o != "4 1 3 2" {
+					return o
+				}
+				return ""
+			})
+			keeps()
+		}},
+		{"order by dragging", func(t *testing.T) {
+			c.open("/handlers")
+			c.do(chromedp.DragAndDrop(chromedp.CSS("#handler-2 .grip"), chromedp.CSS("#handler-4 td")))
+			eventually(t, 10*time.Second, func() string {
+				if o := eval[string](c, `[...document.querySelectorAll("table.handlers tbody tr")].map((r) => r.dataset.id).join(" ")`); o != "2 4 1 3" {
+					return o
+				}
+				return ""
+			})
+			keeps()
+		}},
+		{"archive and delete", func(t *testing.T) {
+			c.open("/handlers/4/edit")
+			c.click("button[value=archived]")
+			c.sees("Handler 4 is archived.")
+			if eval[bool](c, `!!document.getElementById("handler-4")`) {
+				t.Error("an archived handler is shown")
+			}
+			c.open("/handlers?status=all")
+			c.sees("archived")
+			c.open("/handlers/4/edit")
+			c.click("a.danger")
+			c.sees("Delete handler 4", "-  - id: 4")
+			c.judge("handler-delete")
+			has("id: 4")
+			c.click("button.danger")
+			c.sees("Handler 4 is deleted")
+			if strings.Contains(file(), "id: 4") {
+				t.Error(file())
+			}
+			keeps()
+		}},
+		{"executions", func(t *testing.T) {
+			c.open("/executions")
+			c.judge("executions")
+			c.choose("select[name=status]", "dead")
+			c.fill("input[name=text]", "tariff")
+			c.keys(kb.Enter)
+			c.sees("status=dead", "text=tariff")
+			if n := eval[int](c, `[...document.querySelectorAll("table.rows tbody tr")].filter((r) => !/dead/.test(r.innerText)).length`); n != 0 {
+				t.Errorf("%d others are shown", n)
+			}
+			c.click("table.rows tbody td a[href^='/executions/']")
+			c.sees("What changed", "Attempts", "POST "+receiver.URL+"/bad", "no such tariff <script>alert(1)</script>")
+			c.judge("execution")
+			c.press("Replay")
+			c.sees("replayed", "Repeats")
+		}},
+		{"replay what is chosen, and all that match", func(t *testing.T) {
+			c.open("/executions?status=dead")
+			c.focus("table.rows input[type=checkbox]")
+			c.keys(" ")
+			c.press("Replay chosen")
+			c.sees("Replays", "has begun")
+			c.judge("replays")
+			c.open("/executions?status=dead&handler=2")
+			c.click("a.button[href^='/replays/new']")
+			c.sees("Replay all that match", "at the end of its client")
+			c.judge("replay-confirm")
+			c.click("button.danger")
+			c.sees("has begun")
+		}},
+		{"all of one client", func(t *testing.T) {
+			c.open("/clients/1")
+			c.sees("Client 1", "clients.create", "clients.balance_zero", "10.000000 → -1.000000", "<script>alert(1)</script>")
+			c.judge("client")
+		}},
+		{"themes", func(t *testing.T) {
+			c.open("/")
+			// In a system that is light: dark, light, as the system.
+			for i, want := range []string{"", "dark", "light", ""} {
+				eventually(t, 10*time.Second, func() string {
+					is := eval[string](c, `[document.readyState, document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor == "rgb(255, 255, 255)"].join()`)
+					if is != fmt.Sprintf("complete,%s,%v", want, want != "dark") {
+						return is
+					}
+					return ""
+				})
+				if i < 3 {
+					c.click("button[name=theme]")
+				}
+			}
+		}},
+		{"who only looks cannot act", func(t *testing.T) {
+			c.open("/")
+			c.press("Sign out")
+			c.sees("Sign in")
+			c.fill("input[name=name]", "vera")
+			c.fill("input[name=password]", "only-looks-at")
+			c.keys(kb.Enter)
+			c.sees("vera", "viewer")
+			c.open("/handlers")
+			if n := eval[int](c, `document.querySelectorAll("main button:not(form.filter button), main a[href$='/edit'], main .grip").length`); n != 0 {
+				t.Errorf("%d things to act with are shown", n)
+			}
+			c.judge("handlers-viewer")
+			c.open("/handlers/1/edit")
+			c.sees("A viewer may only look")
+		}},
+	}
+	for _, s := range steps {
+		ok := t.Run(s.name, func(t *testing.T) {
+			c.t, in.t = t, t
+			s.do(t)
+		})
+		c.t, in.t = t, t
+		if !ok {
+			return // what follows stands on it
+		}
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, url := range c.asked {
+		if !strings.HasPrefix(url, c.url+"/") && !strings.HasPrefix(url, "about:") && !strings.HasPrefix(url, "data:") { // data: is of the browser itself, for its fields
+			t.Errorf("a page asks elsewhere: %s", url)
+		}
+	}
+	if len(c.asked) < 50 {
+		t.Errorf("only %d requests were seen", len(c.asked))
+	}
+	for _, text := range c.errors {
+		t.Errorf("the browser says: %s", text)
+	}
+	// Who did what is in the log.
+	b, err := os.ReadFile(in.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"handler's status changed", "handler written", "handlers reordered", "handler deleted", "handler tried"} {
+		if !regexp.MustCompile(regexp.QuoteMeta(what) + `.* by=anna`).Match(b) {
+			t.Errorf("the log does not say who did: %s", what)
+		}
+	}
+	if strings.Contains(string(b), "verysecretkey") {
+		t.Error("the log holds a secret")
+	}
+}
