@@ -35,8 +35,10 @@ and all others that are final can be replayed.`,
 
 // selection are the flags that select executions.
 type selection struct {
-	handler                                         int
+	handler, attempts                               int
 	event, status, object, lane, text, since, until string
+	request, response                               string
+	duration                                        time.Duration
 }
 
 func (s *selection) flags(fs *pflag.FlagSet) {
@@ -46,9 +48,13 @@ func (s *selection) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&s.object, "object", "", "of the object with this id")
 	fs.StringVar(&s.lane, "lane", "", "of this lane, which is the client as a rule")
 	fs.StringVar(&s.text, "text", "", "with this in the error")
+	fs.StringVar(&s.request, "request", "", "with this in what was sent")
+	fs.StringVar(&s.response, "response", "", "with this in what came back")
+	fs.IntVar(&s.attempts, "attempts", 0, "with this many attempts at least")
+	fs.DurationVar(&s.duration, "duration", 0, "whose last attempt took this long at least, such as 500ms")
 	fs.StringVar(&s.since, "since", "", "journaled at or after: 2026-11-23T10:00:00Z, \"2026-11-23 10:00\" (local time), or 2h, 7d ago")
 	fs.StringVar(&s.until, "until", "", "journaled before, written in the same way")
-	markTyped(fs, "handler", "event", "status", "object", "lane", "text", "since", "until")
+	markTyped(fs, "handler", "event", "status", "object", "lane", "text", "request", "response", "attempts", "duration", "since", "until")
 }
 
 func (s *selection) empty() bool { return *s == selection{} }
@@ -59,10 +65,16 @@ func (s *selection) query() (url.Values, error) {
 	if s.handler != 0 {
 		v.Set("handler", strconv.Itoa(s.handler))
 	}
-	for name, value := range map[string]string{"event": s.event, "status": s.status, "object": s.object, "lane": s.lane, "text": s.text} {
+	for name, value := range map[string]string{"event": s.event, "status": s.status, "object": s.object, "lane": s.lane, "text": s.text, "request": s.request, "response": s.response} {
 		if value != "" {
 			v.Set(name, value)
 		}
+	}
+	if s.attempts != 0 {
+		v.Set("attempts", strconv.Itoa(s.attempts))
+	}
+	if s.duration != 0 {
+		v.Set("duration", s.duration.String())
 	}
 	since, until, err := s.times(time.Now())
 	if err != nil {
@@ -82,6 +94,7 @@ func (s *selection) filter() (*replay.Filter, error) {
 	since, until, err := s.times(time.Now())
 	return &replay.Filter{
 		Handler: s.handler, Event: event.Type(s.event), Status: s.status, Object: s.object, Lane: s.lane, Text: s.text, Since: since, Until: until,
+		Request: s.request, Response: s.response, Attempts: s.attempts, Duration: s.duration.Seconds(),
 	}, err
 }
 

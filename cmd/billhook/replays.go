@@ -330,6 +330,14 @@ func selectedBy(spec replay.Spec) string {
 		say("--object", f.Object)
 		say("--lane", f.Lane)
 		say("--text", f.Text)
+		say("--request", f.Request)
+		say("--response", f.Response)
+		if f.Attempts != 0 {
+			say("--attempts", strconv.Itoa(f.Attempts))
+		}
+		if f.Duration != 0 {
+			say("--duration", time.Duration(f.Duration*float64(time.Second)).String())
+		}
 		if !f.Since.IsZero() {
 			say("--since", f.Since.Format(time.RFC3339))
 		}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/billhook/billhook/internal/handler"
 )
 
@@ -62,18 +64,22 @@ func (j *Journal) Attempts(id uint64) ([]Attempt, error) {
 		return nil, err
 	}
 	defer j.leave()
+	return j.attempts(j.db, id)
+}
+
+func (j *Journal) attempts(r pebble.Reader, id uint64) ([]Attempt, error) {
 	bk := j.buckets.Load().of(id)
 	if bk == nil {
 		return nil, nil
 	}
 	var list []Attempt
-	err := scan(j.db, appendID(appendLog(nil, bk.number, logAttempt), id), func(k, v []byte) error {
+	err := scan(r, appendID(appendLog(nil, bk.number, logAttempt), id), func(k, v []byte) error {
 		a, err := decodeAttempt(int(binary.BigEndian.Uint32(k[len(k)-4:])), v)
 		list = append(list, a)
 		return err
 	})
 	if err == nil && slices.ContainsFunc(list, func(a Attempt) bool { return a.SentPayload }) {
-		err = j.fillPayload(id, list)
+		err = j.fillPayload(r, id, list)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("attempts of execution %d: %w", id, err)
@@ -82,12 +88,12 @@ func (j *Journal) Attempts(id uint64) ([]Attempt, error) {
 }
 
 // fillPayload gives the attempts of an execution the bodies that were not kept.
-func (j *Journal) fillPayload(id uint64, list []Attempt) error {
-	_, x, err := j.execution(j.db, id)
+func (j *Journal) fillPayload(r pebble.Reader, id uint64, list []Attempt) error {
+	_, x, err := j.execution(r, id)
 	if err != nil {
 		return err
 	}
-	v, err := j.eventRow(j.db, x.Event)
+	v, err := j.eventRow(r, x.Event)
 	if err != nil {
 		return err
 	}

@@ -8,8 +8,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/billhook/billhook/internal/event"
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/handler"
 )
 
 // Query selects executions. The zero value of a field selects all.
@@ -22,6 +24,13 @@ type Query struct {
 	Since   time.Time // journaled at or after
 	Until   time.Time // journaled before
 	Text    string    // in LastError, letter case aside
+	// Request and Response are texts in what any attempt sent and what came back, heads
+	// and bodies as far as they are kept, letter case aside.
+	Request  string
+	Response string
+	// Attempts and Duration are the least: of attempts, and of how long the last one took.
+	Attempts int
+	Duration time.Duration
 	After   uint64    // only IDs above
 	Before  uint64    // only IDs below; 0: all
 	// Unreplayed leaves out those that were replayed already.
@@ -36,13 +45,16 @@ const (
 	// searchRows bounds the rows that one call reads, which only a Text that
 	// hardly matches can exhaust.
 	searchRows = 20000
+	// searchExchange is how many rows the attempts of one count for, where they are
+	// looked at.
+	searchExchange = 20
 	// searchSteps bounds the moves in posting lists between two looks at ctx.
 	searchSteps = 1024
 )
 
 // Executions returns a page of the executions that q selects, newest first, and
 // the cursor of the next page: the Before to ask with, or the After when the oldest
-// come first; 0 when there is no more. With Text or Unreplayed a page may be short,
+// come first; 0 when there is no more. With a text, a least or Unreplayed a page may be short,
 // or empty, and yet have a next one.
 //
 // It walks the posting lists of all criteria at once, from one end, each list
@@ -55,10 +67,10 @@ func (j *Journal) Executions(ctx context.Context, q Query) (page []Execution, ne
 	if q.Limit <= 0 {
 		q.Limit = defaultLimit
 	}
-	q.Text = strings.ToLower(q.Text)
+	q.Text, q.Request, q.Response = strings.ToLower(q.Text), strings.ToLower(q.Request), strings.ToLower(q.Response)
 	vs, snap := j.views()
 	defer snap.Close()
-	s := &search{ctx: ctx, q: q, r: snap, rows: searchRows}
+	s := &search{ctx: ctx, j: j, q: q, r: snap, rows: searchRows}
 	if !q.Oldest {
 		slices.Reverse(vs)
 	}
@@ -85,6 +97,7 @@ func (j *Journal) Executions(ctx context.Context, q Query) (page []Execution, ne
 
 type search struct {
 	ctx   context.Context
+	j     *Journal
 	q     Query
 	r     pebble.Reader
 	page  []Execution
@@ -116,7 +129,7 @@ func (s *search) bucket(v *view) (next uint64, err error) {
 			return 0, err
 		}
 		id = at
-		if s.rows == 0 {
+		if s.rows <= 0 {
 			if s.q.Oldest {
 				return id - 1, nil
 			}
@@ -127,7 +140,13 @@ func (s *search) bucket(v *view) (next uint64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		if s.q.matches(&x) {
+		hit := s.q.matches(&x)
+		if hit && (s.q.Request != "" || s.q.Response != "") {
+			if hit, err = s.exchanged(id); err != nil {
+				return 0, err
+			}
+		}
+		if hit {
 			s.page = append(s.page, x)
 			if len(s.page) == s.q.Limit {
 				return id, nil
@@ -142,6 +161,28 @@ func (s *search) bucket(v *view) (next uint64, err error) {
 			id--
 		}
 	}
+}
+
+// exchanged reports whether the attempts of an execution hold the texts that are looked
+// for.
+func (s *search) exchanged(id uint64) (bool, error) {
+	s.rows -= searchExchange
+	if s.ctx.Err() != nil {
+		return false, context.Cause(s.ctx)
+	}
+	attempts, err := s.j.attempts(s.r, id)
+	if err != nil {
+		return false, err
+	}
+	has := func(text string, of func(a *Attempt) handler.Exchange) bool {
+		return text == "" || slices.ContainsFunc(attempts, func(a Attempt) bool {
+			x := of(&a)
+			return strings.Contains(strings.ToLower(string(x.Body)), text) ||
+				slices.ContainsFunc(x.Head, func(l string) bool { return strings.Contains(strings.ToLower(l), text) })
+		})
+	}
+	return has(s.q.Request, func(a *Attempt) handler.Exchange { return a.Request }) &&
+		has(s.q.Response, func(a *Attempt) handler.Exchange { return a.Response }), nil
 }
 
 // candidate returns the first ID from id on, in the order of the search, that all
@@ -198,6 +239,7 @@ func (q *Query) matches(x *Execution) bool {
 		(q.Since.IsZero() || !x.Created.Before(q.Since)) &&
 		(q.Until.IsZero() || x.Created.Before(q.Until)) &&
 		(!q.Unreplayed || x.Replay == 0) &&
+		x.Attempts >= q.Attempts && x.LastDuration >= q.Duration &&
 		(q.Text == "" || strings.Contains(strings.ToLower(x.LastError), q.Text))
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/handler"
 )
 
 // model is what the journal should hold, kept the simple way.
@@ -291,4 +292,45 @@ func TestRetentionBySize(t *testing.T) {
 		t.Fatalf("%d of %d executions are left", left, n)
 	}
 	verify(t, j)
+}
+
+// TestSearchExchanges: executions are found by what was sent and what came back, in any of
+// their attempts, also where the request is the payload, which is not kept a second time.
+func TestSearchExchanges(t *testing.T) {
+	j := open(t, nil)
+	transaction(t, j, 10, "clients.create", []string{"1", "2", "3"}, 1) // executions 1, 2, 3
+	record(t, j, Outcome{Execution: 1, Status: Pending, Attempt: &Attempt{
+		Number: 1, Duration: 3 * time.Second, SentPayload: true, Request: handler.Exchange{Head: []string{"POST http://crm/add"}},
+		Response: handler.Exchange{Body: []byte("No Such TARIFF")},
+	}})
+	record(t, j, Outcome{Execution: 1, Status: Succeeded, Attempt: &Attempt{Number: 2, Duration: time.Millisecond, OK: true}})
+	record(t, j, Outcome{Execution: 2, Status: Succeeded, Attempt: &Attempt{
+		Number: 1, OK: true, Request: handler.Exchange{Body: []byte("<id>2</id>")}, Response: handler.Exchange{Head: []string{"HTTP/1.1 200 OK"}},
+	}})
+	payload := string(func() []byte {
+		a, err := j.Attempts(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a[0].Request.Body
+	}())
+	for _, c := range []struct {
+		name string
+		q    Query
+		want []uint64
+	}{
+		{"response of an earlier attempt", Query{Response: "such tariff"}, []uint64{1}},
+		{"head of a response", Query{Response: "200 ok"}, []uint64{2}},
+		{"head of a request", Query{Request: "CRM/ADD"}, []uint64{1}},
+		{"body of a request", Query{Request: "<id>2"}, []uint64{2}},
+		{"the payload", Query{Request: payload[:len(payload)/2]}, []uint64{1}},
+		{"both", Query{Request: "crm", Response: "200"}, nil},
+		{"with another", Query{Request: "crm", Status: Succeeded}, []uint64{1}},
+		{"not there", Query{Response: "nothing like it"}, nil},
+		{"attempts", Query{Attempts: 2}, []uint64{1}},
+		{"an attempt", Query{Attempts: 1}, []uint64{2, 1}},
+		{"duration of the last", Query{Duration: time.Microsecond}, []uint64{1}},
+	} {
+		want(t, c.name, all(t, j, c.q), c.want)
+	}
 }

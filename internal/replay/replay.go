@@ -43,6 +43,11 @@ type Filter struct {
 	Object string    `json:"object,omitempty"`
 	Lane   string    `json:"lane,omitempty"`
 	Text   string    `json:"text,omitempty"` // in the error, letter case aside
+	// Request and Response are texts in what was sent and what came back.
+	Request  string  `json:"request,omitempty"`
+	Response string  `json:"response,omitempty"`
+	Attempts int     `json:"attempts,omitempty"` // at least
+	Duration float64 `json:"duration,omitempty"` // of the last attempt, in seconds, at least
 	Since  time.Time `json:"since,omitzero"` // journaled at or after
 	Until  time.Time `json:"until,omitzero"` // journaled before
 }
@@ -494,8 +499,10 @@ func (r *Replays) judge(spec *Spec) error {
 		return bad("status: %q: want one that is final: dead, skipped, cancelled or succeeded", f.Status)
 	case f.Handler < 0:
 		return bad("handler: want the id of a handler")
-	case len(f.Text) > maxText:
+	case max(len(f.Text), len(f.Request), len(f.Response)) > maxText:
 		return bad("text: longer than %d bytes", maxText)
+	case f.Attempts < 0 || f.Duration < 0:
+		return bad("attempts and duration: want the least that there may be")
 	case !f.Since.IsZero() && !f.Until.IsZero() && !f.Since.Before(f.Until):
 		return bad("since is not before until, so that nothing can be between them")
 	}
@@ -517,5 +524,6 @@ func (f *Filter) query() journal.Query {
 	st, _ := journal.ParseStatus(f.Status) // judged
 	return journal.Query{
 		Handler: f.Handler, Type: f.Event, Status: st, Object: f.Object, Lane: f.Lane, Text: f.Text, Since: f.Since, Until: f.Until,
+		Request: f.Request, Response: f.Response, Attempts: f.Attempts, Duration: time.Duration(f.Duration * float64(time.Second)),
 	}
 }

@@ -133,6 +133,18 @@ func parseQuery(v url.Values) (journal.Query, error) {
 			q.Lane = value
 		case "text":
 			q.Text = value
+		case "request":
+			q.Request = value
+		case "response":
+			q.Response = value
+		case "attempts":
+			if q.Attempts, err = strconv.Atoi(value); err == nil && q.Attempts < 0 {
+				err = errors.New("want how many there must be at least")
+			}
+		case "duration":
+			if q.Duration, err = time.ParseDuration(value); err != nil || q.Duration < 0 {
+				err = errors.New("want how long the last attempt took at least, such as 500ms or 2s")
+			}
 		case "since":
 			q.Since, err = time.Parse(time.RFC3339, value)
 		case "until":
@@ -159,7 +171,7 @@ func parseQuery(v url.Values) (journal.Query, error) {
 				err = fmt.Errorf("want 1 to %d", maxPage)
 			}
 		default:
-			return q, fmt.Errorf("%s is no filter; there are handler, event, status, object, lane, text, since, until, replayed, before, after, order and limit", name)
+			return q, fmt.Errorf("%s is no filter; there are handler, event, status, object, lane, text, request, response, attempts, duration, since, until, replayed, before, after, order and limit", name)
 		}
 		if err != nil {
 			return q, fmt.Errorf("%s=%s: %w", name, value, err)

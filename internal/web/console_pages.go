@@ -24,6 +24,9 @@ import (
 // pageSize is how many executions a page of the console shows.
 const pageSize = 50
 
+// searchPatience is how long a page looks for a first execution that matches.
+const searchPatience = 60 * time.Millisecond
+
 // rows is a table of executions.
 type rows struct {
 	Executions []journal.Execution
@@ -334,6 +337,10 @@ func filters(v url.Values) (url.Values, map[string]string) {
 }
 
 func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
+	if id := strings.TrimSpace(r.URL.Query().Get("id")); id != "" {
+		http.Redirect(w, r, "/executions/"+url.PathEscape(id), http.StatusSeeOther)
+		return
+	}
 	asked, given := filters(r.URL.Query())
 	main := struct {
 		Given        map[string]string
@@ -353,13 +360,23 @@ func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		main.Error, code = err.Error(), http.StatusBadRequest
 	} else {
-		page, next, err := c.opts.Journal.Executions(r.Context(), q)
-		if err != nil {
-			c.unreadable(w, r, err)
-			return
+		var page []journal.Execution
+		var next uint64
+		// A text that hardly matches is looked for as long as people like to wait.
+		for begun := c.now(); ; q.Before = next {
+			if page, next, err = c.opts.Journal.Executions(r.Context(), q); err != nil {
+				c.unreadable(w, r, err)
+				return
+			}
+			if len(page) > 0 || next == 0 || c.now().Sub(begun) > searchPatience {
+				break
+			}
 		}
 		main.Rows.Executions = page
 		if next != 0 {
+			if len(page) == 0 {
+				main.Rows.None = fmt.Sprintf("None down to execution %d is like that; older ones may be.", next)
+			}
 			main.Older = "/executions?" + with(asked, "before", strconv.FormatUint(next, 10))
 		}
 	}
@@ -369,7 +386,10 @@ func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
 	list := with(asked, "before", "")
 	main.Filtered = list != ""
 	main.NDJSON, main.CSV, main.ReplayAll = "/api/v1/executions.ndjson?"+list, "/executions.csv?"+list, "/replays/new?"+list
-	main.Rows.Names, main.Rows.None = c.handlerNames(), "No execution is like that."
+	main.Rows.Names = c.handlerNames()
+	if main.Rows.None == "" {
+		main.Rows.None = "No execution is like that."
+	}
 	main.Rows.Choose = c.opts.Replays != nil && c.mayAct(r)
 	c.show(w, r, code, "executions", "Executions", "/executions", main)
 }
@@ -636,7 +656,7 @@ func replaySpec(v url.Values) (replay.Spec, error) {
 	if err != nil {
 		return replay.Spec{}, err
 	}
-	f := &replay.Filter{Handler: q.Handler, Event: q.Type, Object: q.Object, Lane: q.Lane, Text: q.Text, Since: q.Since, Until: q.Until}
+	f := &replay.Filter{Handler: q.Handler, Event: q.Type, Object: q.Object, Lane: q.Lane, Text: q.Text, Request: q.Request, Response: q.Response, Attempts: q.Attempts, Duration: q.Duration.Seconds(), Since: q.Since, Until: q.Until}
 	if asked.Has("status") {
 		f.Status = q.Status.String()
 	}
