@@ -454,6 +454,7 @@ func (a *App) Run(ctx context.Context) error {
 	stopReload := start("reload", a.watch)
 	stopDiagnose := start("check", a.diagnoseNow)
 	stopRetention := start("retention", a.expire)
+	stopHistory := start("history", a.saveHistory)
 
 	var err error
 	select {
@@ -474,6 +475,7 @@ func (a *App) Run(ctx context.Context) error {
 	stopStream()
 	stopIntake()
 	stopDispatch()
+	stopHistory()
 	a.writes.writer.Close()
 	stopWeb()
 	if closeErr := a.journal.Close(); closeErr != nil {
@@ -543,12 +545,30 @@ func (a *App) expire(ctx context.Context) error {
 		if n, err := a.journal.Expire(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("old executions cannot be dropped", "err", err)
 		} else if n > 0 {
-			a.log.Info("old executions dropped", "buckets", n)
+			a.log.Info("old executions dropped", "executions", n)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+		}
+	}
+}
+
+// saveHistory makes what the charts show durable, so that they outlive a restart.
+func (a *App) saveHistory(ctx context.Context) error {
+	t := time.NewTicker(time.Minute)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		if err := a.journal.SaveHistory(); err != nil && a.journal.Err() == nil {
+			a.log.Warn("what the charts show cannot be saved", "err", err)
+		}
+		if ctx.Err() != nil {
+			return nil
 		}
 	}
 }

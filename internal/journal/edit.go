@@ -29,6 +29,7 @@ type edit struct {
 	finish  []finishChange
 	size    int // of b, once applied
 	dropped *bucket
+	tallies []handlerTally
 }
 
 type countChange struct {
@@ -158,6 +159,7 @@ func (e *edit) create(x *Execution) error {
 		}
 	}
 	e.created(bk, x)
+	e.tally(x.Handler).Made++
 	if x.Status == Pending {
 		e.queued = append(e.queued, Queued{Execution: x.ID, Lane: x.Lane, Handler: x.Handler})
 	}
@@ -244,6 +246,7 @@ func (e *edit) apply() error {
 		c.bk.counts[c.hs] += c.n
 		e.j.totals[c.hs] += c.n
 	}
+	e.j.history.add(e.j.now(), e.tallies)
 	for _, s := range e.spans {
 		if int(s.run) == len(s.bk.spans) {
 			s.bk.spans = append(s.bk.spans, s.s)

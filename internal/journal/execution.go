@@ -229,6 +229,18 @@ func (e *edit) record(o *Outcome) error {
 	if err := e.change(bk, was, &x); err != nil {
 		return err
 	}
+	if t := e.tally(x.Handler); o.Attempt != nil || was != x.Status {
+		if o.Attempt != nil && !o.Attempt.OK {
+			t.Failed++
+		}
+		switch {
+		case was == x.Status:
+		case x.Status == Succeeded:
+			t.Succeeded++
+		case x.Status == Dead:
+			t.Dead++
+		}
+	}
 	if p := o.OnDead; p != nil && x.Status == Dead {
 		if err := e.again(&x, Execution{Handler: p.Handler, Priority: p.Priority, DeadOf: x.ID, Status: p.status()}); err != nil {
 			return err

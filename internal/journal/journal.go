@@ -153,6 +153,7 @@ type Journal struct {
 	abandoned atomic.Bool // the store panicked: it cannot be closed
 	batches   sync.Pool
 	cache     *cache
+	history   history
 }
 
 // Open opens the journal in o.Path, making it if the folder is missing or empty.
@@ -318,6 +319,9 @@ func (j *Journal) openStore(exists bool) (err error) {
 // load reads what is kept in memory and finishes or clears what a kill left
 // half-done.
 func (j *Journal) load() error {
+	if err := j.loadHistory(j.db); err != nil {
+		return err
+	}
 	list, err := loadBuckets(j.db)
 	if err != nil {
 		return err

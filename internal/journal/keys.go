@@ -14,6 +14,7 @@ const (
 	spaceMeta    = 'M' // what there is one of
 	spaceBucket  = 'b' // bucket rows, by number
 	spaceLog     = 'L' // everything that retention drops: number, one of the log* bytes, ...
+	spaceHistory = 'h' // what happened in a minute: minute since 1970
 	spaceMemory  = 'm' // memory, by the caller's key
 	spacePending = 'p' // pending executions by lane: lane, execution
 	spaceReplay  = 'r' // what is kept of replays: number
