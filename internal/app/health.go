@@ -16,6 +16,7 @@ func (a *App) status() map[string]any {
 	return map[string]any{
 		"reconciled": append([]Healed{}, a.healed...), "missed": a.missed.Load(), "memory": append([]intake.Filling{}, a.intake.Fillings()...),
 		"replication": a.replication(), "oldest_pending": a.oldestPending(), "started": a.started.UTC(),
+		"journal": map[string]any{"bytes": a.journal.Size()},
 	}
 }
 

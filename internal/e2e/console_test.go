@@ -551,9 +551,10 @@ http:
 			c.open("/executions")
 			c.judge("executions")
 			c.choose("select[name=status]", "dead")
-			c.fill("input[name=text]", "tariff")
+			c.fill("input[name=response]", "TARIFF")
+			c.fill("input[name=request]", "/bad")
 			c.keys(kb.Enter)
-			c.sees("status=dead", "text=tariff")
+			c.sees("status=dead", "response=TARIFF")
 			if n := eval[int](c, `[...document.querySelectorAll("table.rows tbody tr")].filter((r) => !/dead/.test(r.innerText)).length`); n != 0 {
 				t.Errorf("%d others are shown", n)
 			}
@@ -581,6 +582,46 @@ http:
 			c.open("/clients/1")
 			c.sees("Client 1", "clients.create", "clients.balance_zero", "10.000000 → -1.000000", "<script>alert(1)</script>")
 			c.judge("client")
+		}},
+		{"what comes is shown as it comes", func(t *testing.T) {
+			c.open("/live?event=clients.*")
+			c.sees("watching, 0 so far")
+			db.Exec(t, "UPDATE clients SET name = '<b>Live</b>' WHERE id = 2")
+			c.sees("clients.update", "watching, 1 so far", "Refused")
+			c.press("Pause")
+			db.Exec(t, "UPDATE clients SET name = 'Later' WHERE id = 2")
+			c.sees("paused, 1 wait, 2 so far")
+			c.press("Go on")
+			c.sees("watching, 2 so far")
+			if n := eval[int](c, `document.querySelectorAll("#live tr").length`); n != 2 {
+				t.Errorf("%d events are shown", n)
+			}
+			eval[bool](c, `(() => { document.querySelectorAll("#live details")[1].open = true; return true; })()`)
+			c.sees(`"name": "<b>Live</b>"`)
+			c.judge("live")
+		}},
+		{"executions are followed, and the overview is up to date", func(t *testing.T) {
+			c.open("/executions?handler=2")
+			c.click("form.filter a.button")
+			c.sees("Stop following", "follow=true")
+			before := eval[int](c, `document.querySelectorAll("table.rows tbody tr").length`)
+			db.Exec(t, "UPDATE clients SET name = 'Followed' WHERE id = 2")
+			eventually(t, 20*time.Second, func() string {
+				if n := eval[int](c, `document.querySelectorAll("table.rows tbody tr").length`); n != before+1 {
+					return fmt.Sprintf("%d executions, before %d", n, before)
+				}
+				return ""
+			})
+			c.open("/")
+			c.sees("Overview")
+			dead := eval[string](c, `document.querySelector("a[href^='/executions?status=dead']").innerText`)
+			db.Exec(t, "UPDATE clients SET name = 'Seen' WHERE id = 2")
+			eventually(t, 20*time.Second, func() string {
+				if now := eval[string](c, `document.querySelector("#overview a[href^='/executions?status=dead']").innerText`); now == dead {
+					return "still " + now
+				}
+				return ""
+			})
 		}},
 		{"themes", func(t *testing.T) {
 			c.open("/")

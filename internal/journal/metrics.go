@@ -64,6 +64,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
+// Size is how many bytes the store takes on the disk.
+func (j *Journal) Size() uint64 {
+	if err := j.enter(); err != nil {
+		return 0
+	}
+	defer j.leave()
+	return j.db.Metrics().DiskSpaceUsage()
+}
+
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.commit, m.events, m.bytes, m.errors, m.stopped, m.dropped}
 }

@@ -86,6 +86,9 @@ func (c *console) routes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /executions/{id}", c.executionPage)
 	mux.HandleFunc("GET /executions.csv", c.exportCSV)
 	mux.HandleFunc("GET /clients/{lane...}", c.clientPage)
+	if c.opts.Tail != nil {
+		mux.HandleFunc("GET /live", c.livePage)
+	}
 	mux.HandleFunc("POST /theme", c.theme)
 	if c.opts.SetStatus != nil {
 		mux.HandleFunc("POST /handlers/{id}/status", c.setStatus)
@@ -231,6 +234,9 @@ func (c *console) links() []pageLink {
 	}
 	if dead := c.total(journal.Dead); dead > 0 {
 		pages[2].Count = &badge{grouped(dead) + " dead", ""}
+	}
+	if c.opts.Tail != nil {
+		pages = append(pages, pageLink{Path: "/live", Name: "Live"})
 	}
 	if c.opts.Replays != nil {
 		pages = append(pages, pageLink{Path: "/replays", Name: "Replays"})

@@ -71,6 +71,9 @@ func (p problem) Word() string { return strings.ToUpper(p.Level) }
 // statusData is what the overview shows of Options.Status, which the API shows whole.
 type statusData struct {
 	OldestPending *time.Time `json:"oldest_pending"`
+	Journal       struct {
+		Bytes int64 `json:"bytes"`
+	} `json:"journal"`
 	Replication   struct {
 		Phase      string     `json:"phase"`
 		Slot       string     `json:"slot"`
@@ -113,6 +116,8 @@ func (c *console) overview(w http.ResponseWriter, r *http.Request) {
 		Diagnosis  *Diagnosis
 		Executions map[string]int64
 		Failed     rows
+		Charts     []chart
+		PerSecond  string
 	}{statusData: now, Checks: c.opts.Ready(), Executions: map[string]int64{}}
 	for _, s := range journal.Statuses() {
 		main.Executions[s.String()] = c.total(s)
@@ -121,6 +126,10 @@ func (c *console) overview(w http.ResponseWriter, r *http.Request) {
 		main.Diagnosis = c.opts.Diagnosis()
 	}
 	main.Problems = c.problems(main.Checks, main.Diagnosis)
+	hour := c.opts.Journal.History(c.now(), time.Minute, 60)[0]
+	day := c.opts.Journal.History(c.now(), 15*time.Minute, 96)[0]
+	main.Charts = []chart{bars("The last hour", c.now(), time.Minute, hour), bars("The last day", c.now(), 15*time.Minute, day)}
+	main.PerSecond = strconv.FormatFloat(float64(hour[len(hour)-2].Succeeded)/60, 'f', 1, 64)
 	failed, _, err := c.opts.Journal.Executions(r.Context(), journal.Query{Status: journal.Dead, Unreplayed: true, Limit: 10})
 	if err != nil {
 		c.unreadable(w, r, err)
@@ -209,6 +218,7 @@ func (q handlerQuery) matches(h Handler) bool {
 
 type handlerRow struct {
 	handlerJSON
+	Spark        chart
 	Above, Below int // the handlers shown beside it; 0: none
 }
 
@@ -260,7 +270,9 @@ func (c *console) handlersPage(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	slices.SortStableFunc(main.Rows, func(a, b handlerRow) int { return byPriority(a.Handler, b.Handler) })
+	last := c.opts.Journal.History(c.now(), 2*time.Minute, 30)
 	for i := range main.Rows {
+		main.Rows[i].Spark = spark(last[main.Rows[i].ID])
 		if i > 0 {
 			main.Rows[i].Above = main.Rows[i-1].ID
 		}
@@ -341,7 +353,10 @@ func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/executions/"+url.PathEscape(id), http.StatusSeeOther)
 		return
 	}
-	asked, given := filters(r.URL.Query())
+	v := r.URL.Query()
+	follow := v.Get("follow") == "true" && !v.Has("before")
+	v.Del("follow")
+	asked, given := filters(v)
 	main := struct {
 		Given        map[string]string
 		Statuses     []journal.Status
@@ -353,6 +368,8 @@ func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
 		Newer, Older string
 		NDJSON, CSV  string
 		ReplayAll    string
+		Follow       string // the address of the page as it is, when it follows what comes
+		FollowSwitch string
 	}{Given: given, Statuses: journal.Statuses(), Types: c.types(), Handlers: c.opts.Handlers()}
 	code := http.StatusOK
 	q, err := parseQuery(asked)
@@ -384,6 +401,10 @@ func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
 		main.Newer = "/executions?" + with(asked, "before", "")
 	}
 	list := with(asked, "before", "")
+	main.FollowSwitch = "/executions?" + with(asked, "follow", "true")
+	if follow {
+		main.Follow, main.FollowSwitch = r.URL.RequestURI(), "/executions?"+list
+	}
 	main.Filtered = list != ""
 	main.NDJSON, main.CSV, main.ReplayAll = "/api/v1/executions.ndjson?"+list, "/executions.csv?"+list, "/replays/new?"+list
 	main.Rows.Names = c.handlerNames()
@@ -392,6 +413,26 @@ func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
 	}
 	main.Rows.Choose = c.opts.Replays != nil && c.mayAct(r)
 	c.show(w, r, code, "executions", "Executions", "/executions", main)
+}
+
+// livePage shows events as they come. The page asks /api/v1/events/live for them.
+func (c *console) livePage(w http.ResponseWriter, r *http.Request) {
+	asked := url.Values{}
+	for _, name := range []string{"event", "object", "lane"} {
+		if v := strings.TrimSpace(r.URL.Query().Get(name)); v != "" {
+			asked.Set(name, v)
+		}
+	}
+	names, err := json.Marshal(c.handlerNames())
+	if err != nil {
+		c.unreadable(w, r, err)
+		return
+	}
+	c.show(w, r, http.StatusOK, "live", "Live", "/live", struct {
+		Event, Object, Lane, Source, Names string
+		Filtered                           bool
+		Types                              []string
+	}{asked.Get("event"), asked.Get("object"), asked.Get("lane"), "/api/v1/events/live?" + asked.Encode(), string(names), len(asked) > 0, c.types()})
 }
 
 // with is a query with one parameter set, or taken away.

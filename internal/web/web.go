@@ -42,6 +42,7 @@ type Journal interface {
 	Attempts(id uint64) ([]journal.Attempt, error)
 	Event(id event.ID) (*event.Event, error)
 	Counts() map[journal.HandlerStatus]int64
+	History(now time.Time, step time.Duration, n int) map[int][]journal.Tally
 }
 
 // Handler is one configured handler as people see it. It holds no secret.
@@ -182,6 +183,7 @@ func New(o Options) *Server {
 	if o.Tail != nil {
 		guarded.HandleFunc("GET /api/v1/events/live", s.liveEvents)
 	}
+	guarded.HandleFunc("GET /api/v1/history", s.history)
 	guarded.HandleFunc("GET /api/v1/executions", s.executions)
 	guarded.HandleFunc("GET /api/v1/executions.ndjson", s.export)
 	guarded.HandleFunc("GET /api/v1/executions/{id}", s.execution)

@@ -59,3 +59,71 @@ document.addEventListener("htmx:beforeSwap", (e) => {
     e.detail.swapOverride = "outerHTML";
   }
 });
+
+// What refreshes itself rests while nobody looks, while something in it has the focus or is
+// chosen, and while the server is away: it then asks again.
+document.addEventListener("htmx:beforeRequest", (e) => {
+  const elt = e.detail.elt;
+  if (!/^every/.test(elt.getAttribute("hx-trigger") || "")) return;
+  if (document.hidden || (elt !== document.activeElement && elt.contains(document.activeElement)) || elt.querySelector("input:checked")) e.preventDefault();
+});
+
+// Events as they come.
+{
+  const list = document.getElementById("live");
+  const most = 200;
+  if (list) {
+    const state = document.getElementById("live-state"), pause = document.getElementById("live-pause");
+    const names = JSON.parse(list.dataset.names);
+    let paused = false, waiting = [], seen = 0, missed = 0;
+    const say = () => {
+      state.textContent = (paused ? "paused, " + waiting.length + " wait" : "watching") + ", " + seen + " so far" + (missed ? ", " + missed + " were too many to show" : "");
+    };
+    const cell = (row, label, content) => {
+      const td = row.insertCell();
+      td.dataset.l = label;
+      td.append(content);
+      return td;
+    };
+    const link = (href, text) => {
+      const a = document.createElement("a");
+      a.href = href;
+      a.textContent = text;
+      return a;
+    };
+    const show = (e) => {
+      const row = list.insertRow(0);
+      cell(row, "", e.commit_time.replace("T", " ").slice(0, 19)).className = "nowrap";
+      cell(row, "", e.event);
+      cell(row, "Object ID", e.object);
+      cell(row, "Client", link("/clients/" + encodeURIComponent(e.lane), e.lane));
+      cell(row, "Handlers", (e.handlers || []).map((id) => names[id] || id).join(", ") || "none");
+      const details = document.createElement("details"), summary = document.createElement("summary"), pre = document.createElement("pre");
+      summary.textContent = "show";
+      pre.textContent = JSON.stringify(e.payload, null, 2);
+      details.append(summary, pre);
+      cell(row, "Payload", details);
+      while (list.rows.length > most) list.deleteRow(-1);
+    };
+    const source = new EventSource(list.dataset.source);
+    source.onopen = say;
+    source.onmessage = (message) => {
+      const e = JSON.parse(message.data);
+      missed += e.missed || 0;
+      if (e.id) {
+        seen++;
+        if (!paused) show(e);
+        else if (waiting.push(e) > most) waiting.shift();
+      }
+      say();
+    };
+    source.onerror = () => { state.textContent = source.readyState === EventSource.CLOSED ? "ended: load the page again" : "the connection is lost, trying again"; };
+    pause.addEventListener("click", () => {
+      paused = !paused;
+      pause.setAttribute("aria-pressed", paused);
+      pause.textContent = paused ? "Go on" : "Pause";
+      if (!paused) { waiting.forEach(show); waiting = []; }
+      say();
+    });
+  }
+}
