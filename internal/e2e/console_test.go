@@ -623,6 +623,11 @@ http:
 				return ""
 			})
 		}},
+		{"who did what", func(t *testing.T) {
+			c.open("/audit")
+			c.sees("Who did what", "anna, operator", "signed in", "handler written", "handler deleted", "replay begun", "handler tried", "127.0.0.1")
+			c.judge("audit")
+		}},
 		{"themes", func(t *testing.T) {
 			c.open("/")
 			// In a system that is light: dark, light, as the system.

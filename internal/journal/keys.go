@@ -11,6 +11,7 @@ import (
 // The first byte of every key names its space; DESIGN.md draws them all. Numbers
 // in keys are big-endian, so that keys ascend as the numbers do.
 const (
+	spaceAudit   = 'A' // what people did: number
 	spaceMeta    = 'M' // what there is one of
 	spaceBucket  = 'b' // bucket rows, by number
 	spaceLog     = 'L' // everything that retention drops: number, one of the log* bytes, ...

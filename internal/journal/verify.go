@@ -408,6 +408,10 @@ func (v *verifier) known() error {
 			if len(k) == 9 && len(val) > 0 && val[0] == replayV1 {
 				return nil
 			}
+		case spaceAudit:
+			if len(k) == 9 && len(val) > 0 && val[0] == auditV1 {
+				return nil
+			}
 		case spaceHistory:
 			if _, _, err := decodeHistory(k, val); err == nil {
 				return nil

@@ -49,6 +49,9 @@ func (s *Server) startBackfill(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		s.notWritten(w, r, err)
 	default:
+		if !st.DryRun {
+			s.act(r, "backfill begun", "backfill", st.ID, "events", st.Events, "handlers", st.Handlers, "where", st.Where)
+		}
 		w.Header().Set("Location", fmt.Sprintf("/api/v1/backfills/%d", st.ID))
 		answer(w, http.StatusCreated, st)
 	}
@@ -59,7 +62,13 @@ func (s *Server) backfill(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) cancelBackfill(w http.ResponseWriter, r *http.Request) {
-	s.oneBackfill(w, r, s.opts.Backfills.Cancel)
+	s.oneBackfill(w, r, func(ctx context.Context, id int) (backfill.Status, error) {
+		st, err := s.opts.Backfills.Cancel(ctx, id)
+		if err == nil {
+			s.act(r, "backfill cancelled", "backfill", id)
+		}
+		return st, err
+	})
 }
 
 func (s *Server) oneBackfill(w http.ResponseWriter, r *http.Request, f func(context.Context, int) (backfill.Status, error)) {

@@ -48,6 +48,7 @@ func (s *Server) checks(w http.ResponseWriter, r *http.Request) {
 			s.notDone(w, r, err)
 			return
 		}
+		s.act(r, "checks run")
 		d = &now
 	} else if d = s.opts.Diagnosis(); d == nil {
 		answer(w, http.StatusOK, map[string]any{"at": nil, "findings": []Finding{}})

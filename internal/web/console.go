@@ -89,6 +89,7 @@ func (c *console) routes(mux *http.ServeMux) {
 	if c.opts.Tail != nil {
 		mux.HandleFunc("GET /live", c.livePage)
 	}
+	mux.HandleFunc("GET /audit", c.auditPage)
 	mux.HandleFunc("POST /theme", c.theme)
 	if c.opts.SetStatus != nil {
 		mux.HandleFunc("POST /handlers/{id}/status", c.setStatus)
@@ -203,11 +204,6 @@ func (s *Server) mayAct(r *http.Request) bool {
 	return len(s.opts.Access) == 0 || whoOf(r).Role == operatorRole
 }
 
-// act tells of what somebody did.
-func (s *Server) act(r *http.Request, what string, args ...any) {
-	s.log.Info(what, append(args, "by", whoOf(r).Name)...)
-}
-
 // fragment writes a part of a page.
 func (c *console) fragment(w http.ResponseWriter, name, part string, main any) {
 	var buf bytes.Buffer
@@ -241,7 +237,7 @@ func (c *console) links() []pageLink {
 	if c.opts.Replays != nil {
 		pages = append(pages, pageLink{Path: "/replays", Name: "Replays"})
 	}
-	return pages
+	return append(pages, pageLink{Path: "/audit", Name: "Audit"})
 }
 
 func (c *console) total(s journal.Status) (n int64) {

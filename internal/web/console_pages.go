@@ -319,6 +319,7 @@ func (c *console) lookNow(w http.ResponseWriter, r *http.Request) {
 		c.refused(w, r, err)
 		return
 	}
+	c.act(r, "checks run")
 	c.done(w, r, "/", "The database and this machine were looked at.")
 }
 
@@ -671,6 +672,7 @@ func (c *console) replayOne(w http.ResponseWriter, r *http.Request) {
 		c.done(w, r, fmt.Sprintf("/executions/%d", id), fmt.Sprintf("Execution %d was not replayed: %s.", id, leftOut(st.LeftOut)))
 		return
 	}
+	c.replayed(r, st)
 	c.done(w, r, fmt.Sprintf("/executions/%d", st.Executions[0]), fmt.Sprintf("This is execution %d, replayed.", id))
 }
 
@@ -798,6 +800,7 @@ func (c *console) replayMany(w http.ResponseWriter, r *http.Request) {
 		c.notReplayedPage(w, r, err)
 		return
 	}
+	c.replayed(r, st)
 	c.done(w, r, "/replays", fmt.Sprintf("Replay %d has begun.", st.ID))
 }
 

@@ -53,6 +53,7 @@ func (s *Server) setLogLevel(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.opts.LogLevel.SetLevel(level, d, whoOf(r).Name)
+	s.act(r, "log level set", "level", asked.Level, "for", asked.For)
 	s.logLevel(w, r)
 }
 

@@ -54,6 +54,7 @@ func (s *Server) startReplay(w http.ResponseWriter, r *http.Request) {
 		s.notReplayed(w, r, err)
 		return
 	}
+	s.replayed(r, st)
 	created(w, st)
 }
 
@@ -79,7 +80,20 @@ func (s *Server) replayExecution(w http.ResponseWriter, r *http.Request) {
 		s.notReplayed(w, r, err)
 		return
 	}
+	s.replayed(r, st)
 	created(w, st)
+}
+
+// replayed tells of a replay that was begun.
+func (s *Server) replayed(r *http.Request, st replay.Status) {
+	what := fmt.Sprintf("%d executions", len(st.IDs))
+	switch {
+	case st.Filter != nil:
+		what = st.Filter.String()
+	case len(st.IDs) == 1:
+		what = fmt.Sprintf("execution %d", st.IDs[0])
+	}
+	s.act(r, "replay begun", "replay", st.ID, "of", what)
 }
 
 func created(w http.ResponseWriter, st replay.Status) {
@@ -92,7 +106,13 @@ func (s *Server) replay(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) cancelReplay(w http.ResponseWriter, r *http.Request) {
-	s.oneReplay(w, r, s.opts.Replays.Cancel)
+	s.oneReplay(w, r, func(ctx context.Context, id uint64) (replay.Status, error) {
+		st, err := s.opts.Replays.Cancel(ctx, id)
+		if err == nil {
+			s.act(r, "replay cancelled", "replay", id)
+		}
+		return st, err
+	})
 }
 
 func (s *Server) oneReplay(w http.ResponseWriter, r *http.Request, f func(context.Context, uint64) (replay.Status, error)) {

@@ -165,13 +165,13 @@ func (c *console) login(w http.ResponseWriter, r *http.Request) {
 		Name: sessionCookie, Value: token, Path: "/", MaxAge: int(sessionLong / time.Second), HttpOnly: true, SameSite: http.SameSiteStrictMode,
 		Secure: r.TLS != nil || strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https"),
 	})
-	c.log.Info("signed in", "address", address, "by", who.Name, "role", who.Role)
+	c.actAs(r, who, "signed in", "role", who.Role)
 	http.Redirect(w, r, local(back), http.StatusSeeOther)
 }
 
 func (c *console) logout(w http.ResponseWriter, r *http.Request) {
 	if who, ok := c.sessions.of(r); ok {
-		c.log.Info("signed out", "by", who.Name)
+		c.actAs(r, who, "signed out")
 	}
 	c.sessions.end(r)
 	http.SetCookie(w, &http.Cookie{Name: sessionCookie, Path: "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteStrictMode})

@@ -42,6 +42,8 @@ type Journal interface {
 	Attempts(id uint64) ([]journal.Attempt, error)
 	Event(id event.ID) (*event.Event, error)
 	Counts() map[journal.HandlerStatus]int64
+	Audit(value []byte) error
+	Audits(before uint64, f func(number uint64, value []byte) bool) error
 	History(now time.Time, step time.Duration, n int) map[int][]journal.Tally
 }
 
@@ -184,6 +186,7 @@ func New(o Options) *Server {
 		guarded.HandleFunc("GET /api/v1/events/live", s.liveEvents)
 	}
 	guarded.HandleFunc("GET /api/v1/history", s.history)
+	guarded.HandleFunc("GET /api/v1/audit", s.audit)
 	guarded.HandleFunc("GET /api/v1/executions", s.executions)
 	guarded.HandleFunc("GET /api/v1/executions.ndjson", s.export)
 	guarded.HandleFunc("GET /api/v1/executions/{id}", s.execution)
