@@ -149,7 +149,7 @@ func (c Change) What() string {
 // Compare returns what differs between two sets of handlers, in the order of the second;
 // those that it has no more come last.
 func Compare(before, after *Handlers) ([]Change, error) {
-	var changes []Change
+	changes := []Change{}
 	find := func(hs *Handlers, id int) *Handler {
 		if i := slices.IndexFunc(hs.Handlers, func(h Handler) bool { return h.ID == id }); i >= 0 {
 			return &hs.Handlers[i]
@@ -200,7 +200,7 @@ func compareHandler(was, is Handler) ([]Change, error) {
 			values[i][field] = value
 		})
 	}
-	var changes []Change
+	changes := []Change{}
 	for _, f := range order {
 		if b, a := values[0][f], values[1][f]; b != a {
 			changes = append(changes, Change{Handler: is.ID, Name: is.Name, Kind: Changed, Field: f, Before: b, After: a})

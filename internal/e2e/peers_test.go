@@ -33,7 +33,7 @@ source: {dsn: "${DSN}", slot: `+db.Name+`, publication: p}
 entities:
   clients: {table: public.clients, key: [id], balance: {column: balance}, archive: {column: status, value: archived}}
 journal: {path: "${JOURNAL}"}
-http: {listen: "${LISTEN}"}
+http: {listen: "${LISTEN}", edit_handlers: true}
 `, "version: 1\ndefaults: {timeout: 10s, retry: {initial: 100ms, max: 1s}}\nhandlers:\n"+handlers)
 	in.start()
 	in.waitReady()

@@ -74,7 +74,7 @@ type statusData struct {
 	Journal       struct {
 		Bytes int64 `json:"bytes"`
 	} `json:"journal"`
-	Replication   struct {
+	Replication struct {
 		Phase      string     `json:"phase"`
 		Slot       string     `json:"slot"`
 		Database   string     `json:"database"`

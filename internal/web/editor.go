@@ -39,13 +39,13 @@ type EventTitle struct{ Name, Title, Entity string }
 
 // Draft is a handler as a form holds it: fields as the file writes them.
 type Draft struct {
-	ID     int
-	Fields map[string]string
-	Fixed  []string // fields that only the file can change
-	File   string
-	Base   string // what tells this version of the file
+	ID     int               `json:"id"`
+	Fields map[string]string `json:"fields"`
+	Fixed  []string          `json:"fixed,omitempty"` // fields that only the file can change
+	File   string            `json:"file"`
+	Base   string            `json:"base"` // what tells this version of the file
 	// ReadOnly is why the file cannot be written; "" when it can.
-	ReadOnly string
+	ReadOnly string `json:"read_only,omitempty"`
 }
 
 // Edit is a change of handlers.yaml.
@@ -62,10 +62,10 @@ type Edit struct {
 
 // Proposal is what an edit does to the file.
 type Proposal struct {
-	ID   int
-	File string
-	Diff string // without secrets; "" when nothing changes
-	Base string // the version that it was made for
+	ID   int    `json:"id,omitempty"`
+	File string `json:"file,omitempty"`
+	Diff string `json:"diff,omitempty"` // without secrets; "" when nothing changes
+	Base string `json:"base,omitempty"` // the version that it was made for
 }
 
 // ProblemsError says what is wrong with an edit.

@@ -22,9 +22,9 @@ var ErrNoHandler = errors.New("there is no such handler")
 // Trial asks for a call of a handler, to see what it does.
 type Trial struct {
 	Handler int    `json:"-"`
-	Event   string `json:"event"`   // a type, by any of its names; empty: the first that it is for
-	Object  string `json:"object"`  // whose latest event is to be told; empty: anybody's
-	DryRun  bool   `json:"dry_run"` // make the payload, call nobody
+	Event   string `json:"event,omitempty"`   // a type, by any of its names; empty: the first that it is for
+	Object  string `json:"object,omitempty"`  // whose latest event is to be told; empty: anybody's
+	DryRun  bool   `json:"dry_run,omitempty"` // make the payload, call nobody
 }
 
 // Tried is what came of a Trial.
@@ -83,9 +83,18 @@ func (s *Server) changeHandler(w http.ResponseWriter, r *http.Request) {
 	}
 	var asked struct {
 		Status string `json:"status"`
+		editRequest
 	}
 	if err := readBody(w, r, &asked); err != nil {
 		fail(w, http.StatusBadRequest, "%v", err)
+		return
+	}
+	if asked.Status == "" && asked.Fields != nil {
+		if s.opts.Editor == nil {
+			fail(w, http.StatusForbidden, "handlers are changed in handlers.yaml: see http.edit_handlers")
+			return
+		}
+		s.edit(w, r, Edit{ID: id, Fields: asked.Fields, Base: asked.Base}, asked.DryRun, http.StatusOK, "changed")
 		return
 	}
 	if !slices.Contains([]string{"enabled", "disabled", "archived"}, asked.Status) {

@@ -146,6 +146,7 @@ type Server struct {
 	handler  http.Handler
 	log      *slog.Logger
 	sessions *sessions
+	routes   []string // of the API
 
 	stopping chan struct{} // closed when Run ends
 }
@@ -161,47 +162,58 @@ func New(o Options) *Server {
 	open.HandleFunc("GET /readyz", s.readyz)
 
 	guarded := http.NewServeMux()
+	// What the OpenAPI document tells of.
+	api := func(pattern string, f http.HandlerFunc) {
+		guarded.HandleFunc(pattern, f)
+		s.routes = append(s.routes, pattern)
+	}
 	guarded.Handle("GET /metrics", metricsHandler(o.Gatherer))
-	guarded.HandleFunc("GET /api/v1/status", s.status)
-	guarded.HandleFunc("GET /api/v1/handlers", s.handlers)
-	guarded.HandleFunc("GET /api/v1/handlers/{id}", s.oneHandler)
+	api("GET /api/v1/openapi.json", s.openAPI)
+	api("GET /api/v1/status", s.status)
+	api("GET /api/v1/handlers", s.handlers)
+	api("GET /api/v1/handlers/{id}", s.oneHandler)
 	if o.SetStatus != nil {
-		guarded.HandleFunc("PATCH /api/v1/handlers/{id}", s.changeHandler)
+		api("PATCH /api/v1/handlers/{id}", s.changeHandler)
+	}
+	if o.Editor != nil {
+		api("POST /api/v1/handlers", s.addHandler)
+		api("DELETE /api/v1/handlers/{id}", s.removeHandler)
+		api("GET /api/v1/handlers/{id}/draft", s.handlerDraft)
 	}
 	if o.Diagnose != nil {
-		guarded.HandleFunc("GET /api/v1/checks", s.checks)
-		guarded.HandleFunc("POST /api/v1/checks", s.checks)
+		api("GET /api/v1/checks", s.checks)
+		api("POST /api/v1/checks", s.checks)
 	}
 	if o.Changes != nil {
-		guarded.HandleFunc("GET /api/v1/handlers/changes", s.handlerChanges)
+		api("GET /api/v1/handlers/changes", s.handlerChanges)
 	}
 	if o.LogLevel != nil {
-		guarded.HandleFunc("GET /api/v1/log", s.logLevel)
-		guarded.HandleFunc("PUT /api/v1/log", s.setLogLevel)
+		api("GET /api/v1/log", s.logLevel)
+		api("PUT /api/v1/log", s.setLogLevel)
 	}
 	if o.Try != nil {
-		guarded.HandleFunc("POST /api/v1/handlers/{id}/test", s.tryHandler)
+		api("POST /api/v1/handlers/{id}/test", s.tryHandler)
 	}
 	if o.Tail != nil {
-		guarded.HandleFunc("GET /api/v1/events/live", s.liveEvents)
+		api("GET /api/v1/events/live", s.liveEvents)
 	}
-	guarded.HandleFunc("GET /api/v1/history", s.history)
-	guarded.HandleFunc("GET /api/v1/audit", s.audit)
-	guarded.HandleFunc("GET /api/v1/executions", s.executions)
-	guarded.HandleFunc("GET /api/v1/executions.ndjson", s.export)
-	guarded.HandleFunc("GET /api/v1/executions/{id}", s.execution)
+	api("GET /api/v1/history", s.history)
+	api("GET /api/v1/audit", s.audit)
+	api("GET /api/v1/executions", s.executions)
+	api("GET /api/v1/executions.ndjson", s.export)
+	api("GET /api/v1/executions/{id}", s.execution)
 	if o.Replays != nil {
-		guarded.HandleFunc("POST /api/v1/executions/{id}/replay", s.replayExecution)
-		guarded.HandleFunc("GET /api/v1/replays", s.replays)
-		guarded.HandleFunc("POST /api/v1/replays", s.startReplay)
-		guarded.HandleFunc("GET /api/v1/replays/{id}", s.replay)
-		guarded.HandleFunc("DELETE /api/v1/replays/{id}", s.cancelReplay)
+		api("POST /api/v1/executions/{id}/replay", s.replayExecution)
+		api("GET /api/v1/replays", s.replays)
+		api("POST /api/v1/replays", s.startReplay)
+		api("GET /api/v1/replays/{id}", s.replay)
+		api("DELETE /api/v1/replays/{id}", s.cancelReplay)
 	}
 	if o.Backfills != nil {
-		guarded.HandleFunc("GET /api/v1/backfills", s.backfills)
-		guarded.HandleFunc("POST /api/v1/backfills", s.startBackfill)
-		guarded.HandleFunc("GET /api/v1/backfills/{id}", s.backfill)
-		guarded.HandleFunc("DELETE /api/v1/backfills/{id}", s.cancelBackfill)
+		api("GET /api/v1/backfills", s.backfills)
+		api("POST /api/v1/backfills", s.startBackfill)
+		api("GET /api/v1/backfills/{id}", s.backfill)
+		api("DELETE /api/v1/backfills/{id}", s.cancelBackfill)
 	}
 	guarded.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "no such resource: %s %s", r.Method, r.URL.Path)
