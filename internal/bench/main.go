@@ -221,7 +221,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context, *tabwriter.Writer) error
-	}{{"deliveries", b.deliveries}, {"latency", b.latency}, {"pending", b.backlog}, {"retention", b.retention}, {"programs", b.programs}} {
+	}{{"deliveries", b.deliveries}, {"latency", b.latency}, {"pending", b.backlog}, {"retention", b.retention}, {"console", b.console}, {"programs", b.programs}} {
 		if !strings.Contains(part.name, b.only) {
 			continue
 		}

@@ -39,7 +39,7 @@ func (b *bench) retention(ctx context.Context, table *tabwriter.Writer) (err err
 	}
 	defer func() { err = errors.Join(err, j.Close()) }()
 	start := time.Now()
-	if err := b.old(ctx, j); err != nil {
+	if err := fillOld(ctx, j, b.changes, 1, succeeded); err != nil {
 		return err
 	}
 	filled := time.Since(start)
@@ -112,14 +112,14 @@ func oldEvent(n int) *event.Event {
 	}
 }
 
-// old fills j with as many executions as there are changes, each of which succeeded at
-// once.
-func (b *bench) old(ctx context.Context, j *journal.Journal) error {
-	for n := 0; n < b.changes; {
+// fillOld fills j with count executions of some handlers, of each of which outcome says
+// what became of it at once.
+func fillOld(ctx context.Context, j *journal.Journal, count, handlers int, outcome func(execution uint64) journal.Outcome) error {
+	for n := 0; n < count; {
 		from := n
 		batch := j.NewBatch()
-		for ; n < min(from+20_000, b.changes); n++ {
-			if err := batch.AddEvent(oldEvent(n), []journal.Planned{{Handler: 1}}); err != nil {
+		for ; n < min(from+20_000, count); n++ {
+			if err := batch.AddEvent(oldEvent(n), []journal.Planned{{Handler: 1 + n%handlers}}); err != nil {
 				return err
 			}
 		}
@@ -140,11 +140,7 @@ func (b *bench) old(ctx context.Context, j *journal.Journal) error {
 					if x > uint64(n) {
 						return nil
 					}
-					_, err := j.Record(ctx, journal.Outcome{Execution: x, Status: journal.Succeeded, Attempt: &journal.Attempt{
-						Number: 1, Start: time.Now(), Duration: time.Millisecond, OK: true, Code: 200, SentPayload: true,
-						Request:  handler.Exchange{Head: []string{"POST http://127.0.0.1:8080/provisioning", "Content-Type: application/json"}},
-						Response: handler.Exchange{Head: []string{"HTTP/1.1 204 No Content"}},
-					}})
+					_, err := j.Record(ctx, outcome(x))
 					if err != nil {
 						return err
 					}
@@ -156,6 +152,15 @@ func (b *bench) old(ctx context.Context, j *journal.Journal) error {
 		}
 	}
 	return nil
+}
+
+// succeeded is the outcome of an execution whose first attempt is accepted.
+func succeeded(execution uint64) journal.Outcome {
+	return journal.Outcome{Execution: execution, Status: journal.Succeeded, Attempt: &journal.Attempt{
+		Number: 1, Start: time.Now(), Duration: time.Millisecond, OK: true, Code: 200, SentPayload: true,
+		Request:  handler.Exchange{Head: []string{"POST http://127.0.0.1:8080/provisioning", "Content-Type: application/json"}},
+		Response: handler.Exchange{Head: []string{"HTTP/1.1 204 No Content"}},
+	}}
 }
 
 // commits journals n events, or more until something has ended, one after another, and

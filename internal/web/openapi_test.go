@@ -38,14 +38,21 @@ type param struct{ name, typ, doc string }
 
 func executionFilters() []param {
 	return []param{
-		{"handler", "integer", "of the handler with this id"}, {"event", "string", "of this event type"},
-		{"status", "string", "pending, held, succeeded, dead, skipped or cancelled"}, {"object", "string", "of the object with this id"},
-		{"lane", "string", "of this lane, which is the client as a rule"}, {"text", "string", "in the error, letter case aside"},
-		{"request", "string", "in what was sent"}, {"response", "string", "in what came back"},
-		{"attempts", "integer", "at least"}, {"duration", "string", "of the last attempt at least, such as 500ms"},
-		{"since", "date-time", "journaled at or after"}, {"until", "date-time", "journaled before"},
+		{"handler", "integer", "of the handler with this id"},
+		{"event", "string", "of this event type"},
+		{"status", "string", "pending, held, succeeded, dead, skipped or cancelled"},
+		{"object", "string", "of the object with this id"},
+		{"lane", "string", "of this lane, which is the client as a rule"},
+		{"text", "string", "in the error, letter case aside"},
+		{"request", "string", "in what was sent"},
+		{"response", "string", "in what came back"},
+		{"attempts", "integer", "at least"},
+		{"duration", "string", "of the last attempt at least, such as 500ms"},
+		{"since", "date-time", "journaled at or after"},
+		{"until", "date-time", "journaled before"},
 		{"replayed", "string", "false leaves out what was replayed already"},
-		{"before", "integer", "only ids below: next of the page before"}, {"after", "integer", "only ids above: next of the page before, when the oldest come first"},
+		{"before", "integer", "only ids below: next of the page before"},
+		{"after", "integer", "only ids above: next of the page before, when the oldest come first"},
 	}
 }
 
