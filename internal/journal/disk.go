@@ -31,7 +31,8 @@ import (
 //     it freezes the disk.
 //
 // On a frozen disk flushes go to memory, so that no write under way waits for
-// one for ever, and compactions wait until release.
+// one for ever. Compactions wait until release and go to memory then: Pebble would try
+// a failed one again at once and for ever, and a write may be waiting for it.
 //
 // Before arm is called errors pass through: Open reports them by itself. Compactions
 // fail then when what they found damaged has frozen the disk, since Open waits for
@@ -142,12 +143,11 @@ func (d *disk) unreal(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	switch {
 	case !isTable(name):
 		return d.wrap(name, vfs.NewMemFile(nil)), nil
-	case !isFlush(c):
-		// Open waits for compactions, and begins no others while it does.
-		if d.armed.Load() {
-			<-d.quit
-		}
-		return nil, errFrozen
+	case isFlush(c):
+	case d.armed.Load():
+		<-d.quit
+	default:
+		return nil, errFrozen // Open waits for compactions, and begins no others while it does
 	}
 	if err := d.shadow.MkdirAll(d.shadow.PathDir(name), 0o700); err != nil {
 		return nil, err
