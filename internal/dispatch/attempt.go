@@ -90,37 +90,54 @@ func (d *Dispatcher) step(l *line, g *gate) {
 	d.attempt(g, l, x)
 
 	d.mu.Lock()
-	// While the outcome is on its way to the disk another makes an attempt, so that
-	// many outcomes share a sync.
-	recording := !x.interrupted && d.recording < recordingPerWorker*d.maxWorkers
-	if recording {
-		d.recording++
-		d.workers--
-	}
 	d.leave(g)
-	d.kick()
 	mustClose := c.unuse()
 	if x.interrupted {
 		// Its line stays busy: nothing may pass it any more. The rest is for the
 		// next start.
 		g.metrics.interrupted()
 	}
+	// While the outcome is on its way to the disk the worker makes other attempts, so
+	// that many outcomes share a commit and a sync.
+	aside := !x.interrupted && x.stop == "" && d.recording < recordingPerWorker*d.maxWorkers
+	if aside {
+		d.recording++
+		d.wg.Add(1)
+	}
 	d.mu.Unlock()
 
-	if x.interrupted {
-		d.log.Debug("attempt interrupted", "event", e.event, "handler", c.ID, "execution", e.id, "attempt", e.attempts+1)
-	} else {
-		d.finish(l, g, x)
-	}
-	if recording {
-		d.mu.Lock()
-		d.recording--
-		d.workers++ // one too many ends by itself
-		d.mu.Unlock()
+	switch {
+	case x.interrupted:
+		d.log.Debug("attempt interrupted", "event", x.entry.event, "handler", c.ID, "execution", e.id, "attempt", e.attempts+1)
+	case aside:
+		x.outcome.OnDead = d.onDead(x)
+		d.store.RecordThen(x.outcome, func(told []journal.Queued, err error) {
+			if !definite(err) {
+				// Whoever waits until the store can do it is not the one that tells.
+				d.troubled(x, err)
+				go func() {
+					defer d.recorded()
+					d.finish(l, g, x, d.insist)
+				}()
+				return
+			}
+			d.conclude(l, g, x, nil, nil, told, err)
+			d.recorded()
+		})
+	default:
+		d.finish(l, g, x, d.persist)
 	}
 	if mustClose {
 		d.closeCall(c)
 	}
+}
+
+// recorded ends the recording of an outcome that no worker waited for.
+func (d *Dispatcher) recorded() {
+	d.mu.Lock()
+	d.recording--
+	d.mu.Unlock()
+	d.wg.Done()
 }
 
 // event reads the event of an execution, or finds it in l's window.
@@ -309,15 +326,15 @@ func (x *execution) decideStop() {
 	}
 }
 
-// finish records the outcome and puts l where it goes next.
-func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
+// finish records the outcome, with persist or insist, and puts l where it goes next.
+func (d *Dispatcher) finish(l *line, g *gate, x *execution, persist func(*execution, func() error) error) {
 	var skipped []int // handlers of outcome.Also
 	var frozen []*line
 	if l.side != 0 {
 		x.stop = "" // too late: the chain has gone on
 	}
 	var told []journal.Queued
-	err := d.persist(x, func() (err error) {
+	err := persist(x, func() (err error) {
 		if x.stop != "" && x.outcome.Also == nil {
 			rest, err := d.rest(x)
 			if err != nil {
@@ -338,6 +355,12 @@ func (d *Dispatcher) finish(l *line, g *gate, x *execution) {
 		told, err = d.store.Record(context.WithoutCancel(d.base), x.outcome)
 		return err
 	})
+	d.conclude(l, g, x, skipped, frozen, told, err)
+}
+
+// conclude puts l where it goes next when the outcome is durable, or will never be.
+// skipped are the handlers of outcome.Also, frozen the lines that waited meanwhile.
+func (d *Dispatcher) conclude(l *line, g *gate, x *execution, skipped []int, frozen []*line, told []journal.Queued, err error) {
 	ended := time.Now()
 	final := errors.Is(err, journal.ErrFinal) || errors.Is(err, journal.ErrNotFound)
 	d.report(x, err)
@@ -470,18 +493,25 @@ func (d *Dispatcher) freeze(ln *lane, rest []journal.Execution) (left []journal.
 	return left, frozen
 }
 
+// definite reports whether asking again would change nothing.
+func definite(err error) bool {
+	return err == nil || errors.Is(err, journal.ErrFinal) || errors.Is(err, journal.ErrNotFound)
+}
+
 // persist calls record until the store has taken the outcome or says that it never
-// will. Meanwhile nothing else is started. When a stop has used up its grace it
-// gives up.
+// will. Meanwhile nothing else is started.
 func (d *Dispatcher) persist(x *execution, record func() error) error {
-	definite := func(err error) bool {
-		return err == nil || errors.Is(err, journal.ErrFinal) || errors.Is(err, journal.ErrNotFound)
-	}
 	err := record()
 	if definite(err) {
 		return err
 	}
+	d.troubled(x, err)
+	return d.insist(x, record)
+}
 
+// troubled begins a time in which nothing is started, because the store did not take
+// an outcome; insist ends it.
+func (d *Dispatcher) troubled(x *execution, err error) {
 	d.mu.Lock()
 	d.trouble++
 	first := d.trouble == 1
@@ -490,6 +520,12 @@ func (d *Dispatcher) persist(x *execution, record func() error) error {
 		d.log.Error("dispatch pauses: the journal does not take outcomes",
 			"event", x.entry.event, "handler", x.Handler.ID, "execution", x.id, "err", err)
 	}
+}
+
+// insist calls record again and again until the store has taken the outcome or says
+// that it never will. When a stop has used up its grace it gives up.
+func (d *Dispatcher) insist(x *execution, record func() error) error {
+	err := errStopped
 	for p := newPause(); !definite(err) && p.wait(d.base.Done()); {
 		err = record()
 	}

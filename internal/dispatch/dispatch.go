@@ -63,15 +63,14 @@ type Dispatcher struct {
 
 	// mu guards all that follows, and lanes, lines, gates and callees. Nothing
 	// blocks while it is held.
-	mu       sync.Mutex
-	running  bool // Run has been called
-	stopping bool // Run's context has ended
-	stopped  bool // Run has closed the handlers
-	scanned  bool // every lane with something older than newest is in lanes
-	trouble  int  // workers whose outcome the store would not take
-	workers  int
-	// recording are those beside them that only wait for an outcome to be durable.
-	recording int
+	mu        sync.Mutex
+	running   bool // Run has been called
+	stopping  bool // Run's context has ended
+	stopped   bool // Run has closed the handlers
+	scanned   bool // every lane with something older than newest is in lanes
+	trouble   int  // workers whose outcome the store would not take
+	workers   int
+	recording int    // outcomes on their way to the disk that no worker waits for
 	windows   int    // lines that have one
 	gen       uint64 // grows when the store's statuses were changed in bulk
 

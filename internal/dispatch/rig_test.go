@@ -432,6 +432,19 @@ func (b *brittle) Record(ctx context.Context, o journal.Outcome) ([]journal.Queu
 	return b.Journal.Record(ctx, o)
 }
 
+func (b *brittle) RecordThen(o journal.Outcome, done func([]journal.Queued, error)) {
+	b.mu.Lock()
+	f := b.record
+	b.mu.Unlock()
+	if f != nil {
+		if err := f(o); err != nil {
+			done(nil, err)
+			return
+		}
+	}
+	b.Journal.RecordThen(o, done)
+}
+
 func (b *brittle) failRead() error {
 	b.mu.Lock()
 	f := b.read

@@ -16,6 +16,9 @@ type Store interface {
 	// pending now because of it. ErrFinal: the execution has ended already.
 	// ErrNotFound: it is gone.
 	Record(ctx context.Context, o journal.Outcome) ([]journal.Queued, error)
+	// RecordThen is Record that returns at once and calls done once when the outcome is
+	// durable or could not be made so.
+	RecordThen(o journal.Outcome, done func(told []journal.Queued, err error))
 	// Lanes calls f for each lane with pending executions, with the first of them.
 	Lanes(ctx context.Context, f func(lane string, head journal.Execution) error) error
 	// Pending returns up to n pending executions of a lane with an id above

@@ -30,7 +30,12 @@ type edit struct {
 	size    int // of b, once applied
 	dropped *bucket
 	tallies []handlerTally
+	rows    []Execution // as they will be: all that change, and the first ones that are made
 }
+
+// maxRows is how many new executions an edit hands to Journal.recent: more come only
+// when there is a backlog, and are not next.
+const maxRows = 64
 
 type countChange struct {
 	bk *bucket
@@ -111,6 +116,10 @@ func (e *edit) count(bk *bucket, h int, s Status, n int64) {
 func (e *edit) set(value []byte) error { return e.b.Set(e.key, value, nil) }
 func (e *edit) del() error             { return e.b.Delete(e.key, nil) }
 
+// delOnce is del of a key that was set once since it was last deleted: the store lets
+// both go as soon as they meet, and not only at its bottom.
+func (e *edit) delOnce() error { return e.b.SingleDelete(e.key, nil) }
+
 // row writes x, whose bucket is bk.
 func (e *edit) row(bk *bucket, x *Execution) error {
 	e.key = appendRowKey(e.key[:0], bk.number, x.ID)
@@ -120,7 +129,7 @@ func (e *edit) row(bk *bucket, x *Execution) error {
 
 // status writes (or deletes) what says that x has status s.
 func (e *edit) status(bk *bucket, x *Execution, s Status, put bool) error {
-	write := e.del
+	write := e.delOnce
 	n := int64(-1)
 	if put {
 		write = func() error { return e.set(nil) }
@@ -145,6 +154,9 @@ func (e *edit) create(x *Execution) error {
 	bk := e.current()
 	if err := e.row(bk, x); err != nil {
 		return err
+	}
+	if len(e.rows) < maxRows {
+		e.rows = append(e.rows, *x)
 	}
 	if err := e.status(bk, x, x.Status, true); err != nil {
 		return err
@@ -185,6 +197,7 @@ func (e *edit) change(bk *bucket, was Status, x *Execution) error {
 	if err := e.row(bk, x); err != nil {
 		return err
 	}
+	e.rows = append(e.rows, *x)
 	if was == x.Status {
 		return nil
 	}
@@ -264,6 +277,8 @@ func (e *edit) apply() error {
 	if e.dropped != nil {
 		e.forget(e.dropped)
 	}
+	e.j.recent.changed(e.rows)
+	e.rows = nil
 	e.j.nextID, e.j.lastEvent = e.next, e.last
 	return nil
 }
@@ -302,14 +317,27 @@ func (e *edit) wait() error {
 	return e.b.Close()
 }
 
-// execution reads the row of id.
-func (j *Journal) execution(r pebble.Reader, id uint64) (*bucket, Execution, error) {
-	bk := j.buckets.Load().of(id)
-	if bk == nil || id == 0 {
+// execution reads the row of id, nil r: as the store has it now.
+func (j *Journal) execution(r pebble.Reader, id uint64) (bk *bucket, x Execution, err error) {
+	if bk = j.buckets.Load().of(id); bk == nil || id == 0 {
 		return nil, Execution{}, fmt.Errorf("execution %d: %w", id, ErrNotFound)
 	}
-	x, err := readRow(r, bk.number, id)
+	if r == nil {
+		x, err = j.recently(bk.number, id)
+	} else {
+		x, err = readRow(r, bk.number, id)
+	}
 	return bk, x, err
+}
+
+// execution is the row of id as the edit leaves it so far.
+func (e *edit) execution(id uint64) (*bucket, Execution, error) {
+	for i := len(e.rows) - 1; i >= 0; i-- {
+		if e.rows[i].ID == id {
+			return e.j.buckets.Load().of(id), e.rows[i], nil
+		}
+	}
+	return e.j.execution(nil, id)
 }
 
 func readRow(r pebble.Reader, bucket uint32, id uint64) (Execution, error) {

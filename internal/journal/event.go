@@ -14,11 +14,26 @@ func (j *Journal) Event(id event.ID) (*event.Event, error) {
 		return nil, err
 	}
 	defer j.leave()
+	e, follow := j.recent.event(id)
+	if e != nil {
+		return e, nil
+	}
+	if home := j.buckets.Load().home(id); follow && home != nil {
+		list, err := readEvents(j.db, home.number, id, j.LastEvent())
+		if err == nil && len(list) > 0 && list[0].ID == id {
+			j.recent.keepEvents(list)
+			return list[0], nil
+		}
+		// It may be a copy elsewhere, and what is wrong with another does not matter.
+	}
 	v, err := j.eventRow(j.db, id)
 	if err != nil {
 		return nil, err
 	}
-	return decodeEvent(id, v)
+	if e, err = decodeEvent(id, v); err == nil {
+		j.recent.keepEvents([]*event.Event{e})
+	}
+	return e, err
 }
 
 // eventRow returns the encoded event: from the bucket it came into, or when that

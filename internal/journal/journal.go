@@ -153,6 +153,8 @@ type Journal struct {
 	abandoned atomic.Bool // the store panicked: it cannot be closed
 	batches   sync.Pool
 	cache     *cache
+	recent    *recent
+	recorder  *recorder
 	history   history
 }
 
@@ -199,6 +201,7 @@ func Open(o Options) (*Journal, error) {
 		failed: make(chan struct{}),
 	}
 	j.cache = newCache(o.MemoryCache)
+	j.recent, j.recorder = newRecent(), newRecorder()
 	j.batches.New = func() any { return newBatch(j) }
 	j.metrics = newMetrics(o.Registerer)
 	j.disk = newDisk(o.FS, j.fail, j.noSpace)
@@ -223,6 +226,7 @@ func Open(o Options) (*Journal, error) {
 	j.disk.arm()
 	j.metrics.watch(j)
 	go j.acknowledge()
+	go j.record()
 	return j, nil
 }
 
@@ -410,6 +414,8 @@ func (j *Journal) Close() error {
 	j.closed = true
 	close(j.acks)
 	<-j.acked
+	close(j.recorder.stop)
+	<-j.recorder.ended
 	j.metrics.unwatch()
 	var err error
 	if !j.abandoned.Load() {

@@ -77,7 +77,7 @@ func (j *Journal) Pending(lane string, after uint64, n int) ([]Execution, error)
 	}
 	var list []Execution
 	for ok := it.First(); ok && len(list) < n; ok = it.Next() {
-		_, x, gerr := j.execution(j.db, idOf(it.Key()))
+		_, x, gerr := j.execution(nil, idOf(it.Key()))
 		if errors.Is(gerr, ErrNotFound) {
 			continue // final and dropped since the iterator was made
 		}

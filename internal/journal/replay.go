@@ -164,7 +164,7 @@ func (j *Journal) Requeue(ctx context.Context, ids []uint64) ([]Queued, error) {
 // replay makes an execution that repeats another, and marks that one, or says why it
 // does not.
 func (e *edit) replay(id uint64, again bool) (Refusal, error) {
-	bk, old, err := e.j.execution(e.j.db, id)
+	bk, old, err := e.execution(id)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return RefusedGone, nil
@@ -176,7 +176,7 @@ func (e *edit) replay(id uint64, again bool) (Refusal, error) {
 		return RefusedReplayed, nil
 	}
 	old.Replay = e.next
-	if err := e.row(bk, &old); err != nil {
+	if err := e.change(bk, old.Status, &old); err != nil {
 		return "", err
 	}
 	return "", e.again(&old, Execution{Handler: old.Handler, Priority: old.Priority, ReplayOf: old.ID, DeadOf: old.DeadOf, Status: Pending})

@@ -108,6 +108,7 @@ func (e *edit) forget(bk *bucket) {
 	list := slices.Clone(*e.j.buckets.Load())
 	list = slices.DeleteFunc(list, func(b *bucket) bool { return b == bk })
 	e.j.buckets.Store(&list)
+	e.j.recent.forget()
 	for hs, n := range bk.counts {
 		e.j.totals[hs] -= n
 	}
