@@ -120,6 +120,7 @@ type Handler struct {
 	literal   *guard // judges addresses written in the URL
 	mask      *exchange.Mask
 	transport *nethttp.Transport
+	direct    *direct // nil: not the plain case
 
 	timeout       time.Duration
 	retryAfterMax time.Duration
@@ -202,6 +203,9 @@ func New(o Options) (*Handler, error) {
 // Close closes the connections that are kept open.
 func (h *Handler) Close() error {
 	h.transport.CloseIdleConnections()
+	if h.direct != nil {
+		h.direct.close()
+	}
 	return nil
 }
 
@@ -235,6 +239,8 @@ func (h *Handler) newTransport(o Options, tlsConfig *tls.Config, proxy *url.URL)
 	t.Protocols.SetHTTP2(!o.DisableHTTP2)
 	if proxy != nil {
 		t.Proxy = nethttp.ProxyURL(proxy)
+	} else {
+		h.direct = newDirect(h.url.base, dialer.DialContext, idle)
 	}
 	return t
 }
@@ -404,7 +410,11 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 	defer cancel()
 
 	a := attempt{h: h, parent: parent, ctx: ctx, start: time.Now()}
-	req, body, err := h.request(a.trace(), d)
+	direct := h.direct != nil && len(d.Body) <= maxDirectBody
+	if !direct {
+		ctx = a.trace()
+	}
+	req, body, err := h.request(ctx, d)
 	if err != nil {
 		res.Reason = handler.ReasonPayload
 		return res, handler.Permanent(h.failure(fmt.Errorf("build the request: %w", err)))
@@ -423,7 +433,12 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 
 	// The transport rather than a client: it follows no redirect, keeps no
 	// cookies, and its errors do not quote the URL.
-	resp, err := h.transport.RoundTrip(req)
+	var resp *nethttp.Response
+	if direct {
+		resp, err = h.direct.roundTrip(req, body, func() { a.connected.Store(true) })
+	} else {
+		resp, err = h.transport.RoundTrip(req)
+	}
 	if err != nil {
 		return a.broken(res, err)
 	}

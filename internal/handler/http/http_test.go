@@ -410,7 +410,7 @@ func TestBrokenConnections(t *testing.T) {
 		{"resets", "http://" + raw(t, func(c net.Conn) { readRequest(c); _ = c.(*net.TCPConn).SetLinger(0) }), http.Options{}, handler.ReasonNetwork, "connection reset by peer"},
 		{"garbage", "http://" + raw(t, send("SSH-2.0-OpenSSH_9.2\r\n")), http.Options{}, handler.ReasonNetwork, "malformed HTTP"},
 		{"endless header", "http://" + raw(t, send("HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 100<<10))), http.Options{}, handler.ReasonNetwork, ""},
-		{"half a header", "http://" + raw(t, send("HTTP/1.1 200 OK\r\nContent-")), http.Options{}, handler.ReasonNetwork, "transport connection broken"},
+		{"half a header", "http://" + raw(t, send("HTTP/1.1 200 OK\r\nContent-")), http.Options{}, handler.ReasonNetwork, "the header of the response is broken"},
 		{"plain http on the https port", "https://" + raw(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") }), http.Options{}, handler.ReasonConnect, "does the server speak plain http on this port?"},
 		{
 			"silent before the header", "http://" + raw(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }),
