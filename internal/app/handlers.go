@@ -133,8 +133,6 @@ func (p *problems) handler(c config.Handler, template *atomic.Pointer[config.Exp
 			p.add(pos, err.Error(), "correct the template")
 		}
 		d.Format = f
-	default:
-		d.Format = event.Billhook
 	}
 	var call handler.Handler
 	var err error

@@ -163,6 +163,7 @@ type execution struct {
 	probe       bool // the handler's breaker was open when it began
 	outcome     journal.Outcome
 	result      handler.Result
+	plain       []byte // the body, when it is the event's own payload
 	interrupted bool   // nothing is to be recorded
 	stop        string // why the rest of the chain is to be skipped; empty: it is not
 }
@@ -202,7 +203,7 @@ func (d *Dispatcher) attempt(g *gate, l *line, x *execution) {
 		return
 	}
 	a.Code, a.Request, a.Response = x.result.Code, x.result.Request, x.result.Response
-	a.SentPayload = x.err == nil && x.deadOf == 0 && len(a.Request.Body) > 0 && bytes.Equal(a.Request.Body, x.event.AppendPayload(make([]byte, 0, len(a.Request.Body))))
+	a.SentPayload = x.plain != nil && len(a.Request.Body) > 0 && bytes.Equal(a.Request.Body, x.plain)
 	if x.err == nil {
 		a.Uncounted = !d.judge(g, x, err)
 	}
@@ -238,6 +239,9 @@ func (x *execution) call(base context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		x.result.Reason = handler.ReasonPayload
 		return handler.Permanent(fmt.Errorf("format payload: %w", err))
+	}
+	if x.Format == nil && x.deadOf == 0 {
+		x.plain = body
 	}
 
 	ctx, cancel := context.WithTimeout(base, x.timeout())

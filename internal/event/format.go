@@ -15,11 +15,6 @@ type Format func(e *Event) (body []byte, contentType string, err error)
 
 const contentJSON = "application/json"
 
-// Billhook is the format that says everything: event, data and changed.
-func Billhook(e *Event) ([]byte, string, error) {
-	return e.AppendPayload(nil), contentJSON, nil
-}
-
 // Columns names the columns of an entity that payloads of other makers treat in a
 // way of their own.
 type Columns struct {

@@ -293,7 +293,11 @@ func (j *Journal) openStore(exists bool) (err error) {
 		CompactionConcurrencyRange: func() (int, int) {
 			return 1, max(1, min(cores-1, 4))
 		},
-		L0CompactionThreshold: 4,
+		// Six tables on top of one another, and not two, before they are merged below:
+		// what is below is written anew each time, while filters keep most reads out of
+		// the tables on top.
+		L0CompactionThreshold: 12,
+		L0StopWritesThreshold: 36,
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) {
 				j.metrics.errors.WithLabelValues("background").Inc()
