@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -381,14 +382,30 @@ func (b *bench) latency(ctx context.Context, table *tabwriter.Writer) error {
 		return took, nil
 	}
 
-	stopLoop, err := b.loop(ctx, s.url())
+	quiet := func() {
+		for before := int64(-1); before != s.n.Load(); {
+			before = s.n.Load()
+			time.Sleep(time.Second)
+		}
+	}
+	log, err := os.Create(filepath.Join(b.dir, "loop"))
 	if err != nil {
 		return err
 	}
-	peer, err := trickle()
-	if err = errors.Join(err, stopLoop()); err != nil {
-		return fmt.Errorf("smallest loop: %w", err)
+	defer log.Close()
+	var loops [2][]time.Duration
+	for i, log := range []*os.File{nil, log} {
+		stop, err := b.loop(ctx, s.url(), log)
+		if err != nil {
+			return err
+		}
+		quiet() // what came before is told again
+		loops[i], err = trickle()
+		if err = errors.Join(err, stop()); err != nil {
+			return fmt.Errorf("smallest loop: %w", err)
+		}
 	}
+	peer := loops[0]
 	p, err := b.resume(ctx, journal, s.url(), 16)
 	if err != nil {
 		return err
@@ -396,11 +413,7 @@ func (b *bench) latency(ctx context.Context, table *tabwriter.Writer) error {
 	if err := p.ready(ctx); err != nil {
 		return errors.Join(err, p.stop())
 	}
-	// What the loop was told of comes first.
-	for before := int64(-1); before != s.n.Load(); {
-		before = s.n.Load()
-		time.Sleep(time.Second)
-	}
+	quiet() // what the loops were told of comes first
 	ours, err := trickle()
 	if err = errors.Join(err, p.stop()); err != nil {
 		return fmt.Errorf("billhook: %w", err)
@@ -411,7 +424,7 @@ func (b *bench) latency(ctx context.Context, table *tabwriter.Writer) error {
 	for _, row := range []struct {
 		name string
 		took []time.Duration
-	}{{"stream and post, nothing durable", peer}, {"billhook", ours}} {
+	}{{"stream and post, nothing durable", peer}, {"the same, each change on the disk first", loops[1]}, {"billhook", ours}} {
 		fmt.Fprintf(table, "%s\t%v\t%v\t%.2f\t%.2f\t\n", row.name, at(row.took, .5).Round(10*time.Microsecond), at(row.took, .99).Round(10*time.Microsecond),
 			float64(at(row.took, .5))/float64(at(peer, .5)), float64(at(row.took, .99))/float64(at(peer, .99)))
 	}
@@ -422,9 +435,9 @@ func (b *bench) latency(ctx context.Context, table *tabwriter.Writer) error {
 	return nil
 }
 
-// loop is the smallest thing that tells of changes: it posts each as it came, and keeps
-// nothing.
-func (b *bench) loop(ctx context.Context, url string) (stop func() error, err error) {
+// loop is the smallest thing that tells of changes: it posts each as it came. With log
+// it appends each to it first and waits until that is on the disk, else it keeps nothing.
+func (b *bench) loop(ctx context.Context, url string, log *os.File) (stop func() error, err error) {
 	if err := b.copySlot(ctx, "loop"); err != nil {
 		return nil, err
 	}
@@ -461,6 +474,12 @@ func (b *bench) loop(ctx context.Context, url string) (stop func() error, err er
 					}
 					if f.Kind != wal.FrameData || f.Data[0] != 'U' {
 						continue
+					}
+					if log != nil {
+						_, err := log.Write(f.Data)
+						if err := errors.Join(err, syscall.Fdatasync(int(log.Fd()))); err != nil {
+							return err
+						}
 					}
 					resp, err := http.Post(url, "application/octet-stream", bytes.NewReader(f.Data)) //nolint:gosec,noctx // the smallest loop
 					if err != nil {

@@ -306,11 +306,11 @@ func (b *bench) workload(ctx context.Context, w workload, table io.Writer) error
 	}
 	peer := median(results["pg_recvlogical"])
 	fmt.Println(w.name)
-	fmt.Fprintln(table, "\tchanges/s\tratio\tCPU s/1M\twalsender CPU s/1M\tratio\tpeak MiB\t")
+	fmt.Fprintln(table, "\tchanges/s\tratio\tCPU s/1M\tratio\twalsender CPU s/1M\tratio\tpeak MiB\t")
 	for _, name := range []string{"pg_recvlogical", "billhook"} {
 		r := median(results[name])
-		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.1f\t%.1f\t%.2f\t%d\t\n", name, changes/r.seconds, peer.seconds/r.seconds,
-			r.consumer/changes*1e6, r.walsender/changes*1e6, r.walsender/peer.walsender, r.rss>>20)
+		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.1f\t%.2f\t%.1f\t%.2f\t%d\t\n", name, changes/r.seconds, peer.seconds/r.seconds,
+			r.consumer/changes*1e6, r.consumer/peer.consumer, r.walsender/changes*1e6, r.walsender/peer.walsender, r.rss>>20)
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ type Options struct {
 
 // Batches grow while the disk is busy with the one before, up to these.
 const (
-	maxBatchBytes        = 4 << 20
+	maxBatchBytes        = 2 << 20
 	maxBatchTransactions = 10_000
 	// idleInterval bounds how often a position without a transaction is journaled.
 	idleInterval = time.Second

@@ -75,7 +75,7 @@ type Options struct {
 	// Cache is the number of bytes for what is not on the disk yet and for blocks
 	// that are. 0: 32 MiB.
 	Cache int64
-	// MemoryCache is the size in bytes of the cache of memory. 0: 40 MiB.
+	// MemoryCache is the size in bytes of the cache of memory. 0: 24 MiB.
 	MemoryCache int
 	// MinFree is the number of free bytes on the disk below which intake is
 	// refused; attempts are recorded down to a quarter of it. 0: 512 MiB.
@@ -99,7 +99,7 @@ type Options struct {
 
 const (
 	defaultCache       = 32 << 20
-	defaultMemoryCache = 40 << 20
+	defaultMemoryCache = 24 << 20
 	defaultMinFree     = 512 << 20
 	defaultBucket      = 4 << 20
 	memTableSize       = 8 << 20
