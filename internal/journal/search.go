@@ -31,8 +31,8 @@ type Query struct {
 	// Attempts and Duration are the least: of attempts, and of how long the last one took.
 	Attempts int
 	Duration time.Duration
-	After   uint64    // only IDs above
-	Before  uint64    // only IDs below; 0: all
+	After    uint64 // only IDs above
+	Before   uint64 // only IDs below; 0: all
 	// Unreplayed leaves out those that were replayed already.
 	Unreplayed bool
 	// Oldest turns the order about: the oldest first.
