@@ -88,8 +88,8 @@ func TestPages(t *testing.T) {
 func TestContents(t *testing.T) {
 	s := serve(t, nil)
 	for path, want := range map[string][]string{
-		"/":                        {"All is well", "the receiver says", "Dead letters"},
-		"/handlers":                {"https://crm.example.net/", "50 %", "clients.create"},
+		"/":                        {"Executions have died in the last day: 1", "the newest is execution 2, of handler 7", "the receiver says", "Dead letters"},
+		"/handlers":                {"https://crm.example.net/", "50 %", "clients.create", "Success rate", "Last success", "just now", "In the last hour: 1 succeeded, 1 attempts failed, 1 dead"},
 		"/handlers?status=enabled": {"https://crm.example.net/"},
 		"/handlers?event=clients.": {"https://crm.example.net/"},
 		"/handlers?name=nosuch":    {"No handler is like that."},
@@ -110,6 +110,19 @@ func TestContents(t *testing.T) {
 				t.Errorf("GET %s lacks %q:\n%s", path, w, body)
 			}
 		}
+	}
+	// The ID is one filter of several, and leads to the execution when it is the only one.
+	if _, body, _ := get(t, s, "/executions?id=2&status=dead&since=2020-01-01"); !strings.Contains(body, `href="/executions/2"`) || strings.Contains(body, `href="/executions/3"`) || strings.Contains(body, "/replays/new") {
+		t.Error(body)
+	}
+	if _, body, _ := get(t, s, "/executions?id=2&status=succeeded"); !strings.Contains(body, "No execution is like that.") {
+		t.Error(body)
+	}
+	if _, body, _ := get(t, s, "/executions?id=2"); !strings.Contains(body, "<h1>Execution 2 ") {
+		t.Error(body)
+	}
+	if code, body, _ := get(t, s, "/executions.csv?id=2"); code != 200 || strings.Count(body, "\n") != 2 {
+		t.Errorf("%d %s", code, body)
 	}
 	if _, body, _ := get(t, s, "/executions?status=dead"); strings.Contains(body, `href="/executions/1"`) {
 		t.Error("the page is not filtered")
