@@ -121,6 +121,7 @@ deps: ## Install the Postgres server that demo and bench need, if this machine l
 .PHONY: test-deps
 test-deps: ## Install what the tests need beside it: a C compiler, Prometheus, the servers of plugins
 	@.ci/setup tests
+	@[ -n "$${BILLHOOK_SKIP_SERVERS:-}" ] || .ci/axe >/dev/null
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -4,12 +4,12 @@ package e2e
 
 import (
 	"context"
-	_ "embed"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	neturl "net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,8 +33,25 @@ import (
 	"github.com/billhook/billhook/internal/servertest"
 )
 
-//go:embed testdata/axe/axe.min.js
-var axe string
+// axeScript is axe-core, which judges whether everybody can use a page.
+func axeScript(t *testing.T) string {
+	t.Helper()
+	cmd := exec.Command(filepath.Join("..", "..", ".ci", "axe"))
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		if os.Getenv(servertest.SkipVariable) != "" {
+			t.Skipf(".ci/axe: %s", said.String())
+		}
+		t.Fatalf(".ci/axe: %v\n%s", err, said.String())
+	}
+	script, err := os.ReadFile(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(script)
+}
 
 // console is a browser that looks at an instance.
 type console struct {
@@ -42,6 +59,7 @@ type console struct {
 	ctx context.Context
 	in  *instance
 	url string
+	axe string
 
 	mu     sync.Mutex
 	asked  []string // addresses that any page asked for
@@ -66,7 +84,7 @@ func openConsole(t *testing.T, in *instance) *console {
 	t.Cleanup(stop)
 	ctx, stop := chromedp.NewContext(allocator)
 	t.Cleanup(stop)
-	c := &console{t: t, ctx: ctx, in: in, url: "http://" + in.address}
+	c := &console{t: t, ctx: ctx, in: in, url: "http://" + in.address, axe: axeScript(t)}
 	err := chromedp.Listen(ctx, func(event any) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -208,7 +226,7 @@ func (c *console) judge(name string) {
 			if over := eval[int](c, `document.documentElement.scrollWidth - window.innerWidth`); over > 0 {
 				c.t.Errorf("%s: the page is %d pixels wider than the screen", picture, over)
 			}
-			c.axe(picture)
+			c.usable(picture)
 			if dir := os.Getenv("BILLHOOK_SCREENSHOTS"); dir != "" {
 				png, err := chromedp.Run(c.ctx, chromedp.FullScreenshot(100))
 				if err != nil {
@@ -225,12 +243,86 @@ func (c *console) judge(name string) {
 	}
 	send(c, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: 1400, Height: 1000, DeviceScaleFactor: 1})
 	send(c, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{})
+	c.reachable(name)
+	c.light(name)
 }
 
-// axe fails the test for what keeps people from using the page.
-func (c *console) axe(name string) {
+// focused is what has the focus, and what shows it.
+type focused struct {
+	Last    bool   // nothing is left
+	Name    string // of the element
+	Visible bool   // it has an outline
+	Inside  bool   // it is on the screen
+}
+
+// reachable fails the test for what the keys do not lead to, or lead to and do not show.
+func (c *console) reachable(name string) {
 	c.t.Helper()
-	eval[int](c, axe+";0")
+	n := eval[int](c, `(() => {
+		document.activeElement.blur();
+		window.getSelection().removeAllRanges();
+		const all = [...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex='0']")];
+		// Of radio buttons only the chosen one is on the way of Tab.
+		window.untouched = new Set(all.filter((e) => e.checkVisibility() && !e.disabled && !(e.type == "radio" && !e.checked)));
+		window.still = (e) => e.preventDefault(); // nothing is exchanged meanwhile
+		document.addEventListener("htmx:beforeRequest", window.still);
+		return window.untouched.size;
+	})()`)
+	for range n + 20 {
+		c.keys(kb.Tab)
+		f := eval[focused](c, `(() => {
+			const e = document.activeElement, s = getComputedStyle(e), b = e.getBoundingClientRect();
+			window.untouched.delete(e);
+			return {last: window.untouched.size == 0, name: e.outerHTML.slice(0, 120),
+				visible: e == document.body || s.outlineStyle != "none" && parseFloat(s.outlineWidth) >= 1, inside: b.bottom > 0 && b.top < innerHeight && b.right > 0 && b.left < innerWidth};
+		})()`)
+		if !f.Visible || !f.Inside {
+			c.t.Errorf("%s: the focus is not seen at %s (%+v)", name, f.Name, f)
+		}
+		if f.Last {
+			break
+		}
+	}
+	if left := eval[string](c, `(() => {
+		document.removeEventListener("htmx:beforeRequest", window.still);
+		document.activeElement.blur();
+		return [...window.untouched].map((e) => e.outerHTML.slice(0, 120)).join("\n");
+	})()`); left != "" {
+		c.t.Errorf("%s: Tab does not lead to\n%s", name, left)
+	}
+}
+
+// light fails the test for a page that is heavy, or shows nothing before its scripts are there.
+func (c *console) light(name string) {
+	c.t.Helper()
+	// The form may be shown in answer to what was posted; what it is made of is the same.
+	w := eval[struct {
+		Bytes    int
+		Blocking string
+		Scripts  int
+		Painted  bool
+	}](c, `(() => {
+		const page = performance.getEntriesByType("navigation")[0], rest = performance.getEntriesByType("resource");
+		const scripts = rest.filter((r) => r.initiatorType == "script");
+		return {
+			bytes: page.decodedBodySize + rest.filter((r) => ["script", "link", "img"].includes(r.initiatorType)).reduce((sum, r) => sum + r.decodedBodySize, 0),
+			blocking: scripts.filter((r) => r.renderBlockingStatus != "non-blocking").map((r) => r.name).join(" "),
+			scripts: scripts.length, painted: performance.getEntriesByName("first-contentful-paint").length == 1,
+		};
+	})()`)
+	if w.Blocking != "" || w.Scripts != 2 || !w.Painted {
+		c.t.Errorf("%s: scripts that are waited for: %q; of %d; painted: %v", name, w.Blocking, w.Scripts, w.Painted)
+	}
+	if w.Bytes == 0 || w.Bytes > 150<<10 {
+		c.t.Errorf("%s: the page weighs %d bytes", name, w.Bytes)
+	}
+	c.t.Logf("%s: %d KiB", name, w.Bytes>>10)
+}
+
+// usable fails the test for what keeps people from using the page.
+func (c *console) usable(name string) {
+	c.t.Helper()
+	eval[int](c, c.axe+";0")
 	found := eval[string](c, `axe.run(document, {resultTypes: ["violations"]}).then((r) => JSON.stringify(r.violations))`, chromedp.EvalAwaitPromise)
 	var violations []struct {
 		ID, Impact, Help string
@@ -297,7 +389,7 @@ func TestConsole(t *testing.T) {
 	}))
 	t.Cleanup(receiver.Close)
 	db := pgtest.NewDatabase(t, peersSchema)
-	_, dsn := db.Role(t, "REPLICATION", "GRANT SELECT ON clients TO $role")
+	role, dsn := db.Role(t, "REPLICATION", "GRANT SELECT ON clients TO $role")
 	in := install(t, dsn, `version: 1
 source: {dsn: "${DSN}", slot: `+db.Name+`, publication: p}
 entities:
@@ -381,8 +473,33 @@ http:
 		}},
 		{"overview", func(t *testing.T) {
 			c.open("/")
-			c.sees("Overview", "streaming", "Dead letters", "no such tariff")
+			c.sees("Overview", "streaming", "slot "+db.Name, "Behind", "Slot keeps", "Throughput", "nothing waits", "Journal", "Dead letters", "no such tariff", "The last hour", "The last day", "3 succeeded",
+				"Executions have died in the last day: 2")
 			c.judge("overview")
+		}},
+		{"what is wrong is told with what to do", func(t *testing.T) {
+			good := file()
+			write(t, in.handlers, strings.Replace(good, "event: clients.balance_zero", "event: clients.balance_nought", 1))
+			db.Exec(t, "REVOKE SELECT ON clients FROM "+role)
+			c.open("/")
+			c.press("Look now")
+			c.sees("things are not well", "handlers.yaml is refused, the last good one stays in force", "clients.balance_nought", "GRANT SELECT ON", "The database and this machine")
+			c.judge("overview-trouble")
+			write(t, in.handlers, good)
+			db.Exec(t, "GRANT SELECT ON clients TO "+role)
+			c.press("Look now")
+			eventually(t, 20*time.Second, func() string {
+				body := c.text()
+				for _, gone := range []string{"handlers.yaml is refused", "GRANT SELECT ON"} {
+					if strings.Contains(body, gone) {
+						return "still there: " + gone + "\n" + body
+					}
+				}
+				if n := eval[int](c, `document.querySelectorAll("section[aria-labelledby=checks] details li").length`); n < 10 {
+					return fmt.Sprintf("%d findings are shown", n)
+				}
+				return ""
+			})
 		}},
 		{"switch a handler off and on", func(t *testing.T) {
 			c.open("/handlers")
@@ -395,6 +512,36 @@ http:
 			c.keys(" ")
 			c.sees("Handler 1 is enabled.")
 			has("status: enabled")
+			// The focus stays where it was.
+			eventually(t, 5*time.Second, func() string {
+				if id := eval[string](c, `document.activeElement.id`); id != "status-1" {
+					return "the focus is at " + id
+				}
+				return ""
+			})
+			for head, want := range map[string]string{"ID": "1", "Priority": "1", "Name": "Tell the CRM", "Event": "clients.create", "Handler": "http " + receiver.URL + "/crm", "Status": "enabled", "Success rate": "100 % of", "Last success": "ago", "Pending": "0", "Dead": "0"} {
+				cell := eval[string](c, fmt.Sprintf(`(() => {
+					const at = [...document.querySelectorAll("table.handlers thead th")].findIndex((h) => h.innerText == %q);
+					return document.querySelector("#handler-1").cells[at].innerText;
+				})()`, head))
+				if !strings.Contains(cell, want) {
+					t.Errorf("in the column %s stands %q, want %q", head, cell, want)
+				}
+			}
+			if label := eval[string](c, `document.querySelector("#handler-1 svg.spark").getAttribute("aria-label")`); !strings.Contains(label, "In the last hour: ") {
+				t.Errorf("the line of the last hour says %q", label)
+			}
+		}},
+		{"handlers are found", func(t *testing.T) {
+			for query, want := range map[string]string{
+				"name=crm": "1", "event=create": "1 2", "event=clients.balance_zero": "3", "kind=script": "3", "kind=http": "1 2", "kind=plugin": "",
+				"status=enabled": "1 2 3", "status=disabled": "", "name=refused&event=update&kind=http&status=enabled": "2", "name=refused&kind=script": "",
+			} {
+				c.open("/handlers?" + query)
+				if got := eval[string](c, `[...document.querySelectorAll("table.handlers tbody tr")].map((r) => r.dataset.id).join(" ")`); got != want {
+					t.Errorf("%s: %q, want %q", query, got, want)
+				}
+			}
 		}},
 		{"a new handler", func(t *testing.T) {
 			c.open("/handlers")
@@ -550,6 +697,44 @@ http:
 		{"executions", func(t *testing.T) {
 			c.open("/executions")
 			c.judge("executions")
+			heads := eval[string](c, `[...document.querySelectorAll("table.rows thead th")].map((h) => h.innerText).join()`)
+			if heads != "Choose,ID,Date,Event,Handler,Object ID,Status,Attempts,Duration,Error / response" {
+				t.Errorf("the columns are %s", heads)
+			}
+			shown := func() string {
+				return eval[string](c, `[...document.querySelectorAll("table.rows tbody td[data-l=ID]")].map((r) => r.innerText).join(" ")`)
+			}
+			every := "/executions?id=2&status=dead&event=clients.create&handler=2&object=1&lane=1&text=tariff&request=Acme&response=no+such&attempts=1&duration=1us&since=2020-01-01T10%3A00&until=2040-01-01T10%3A00&replayed=false"
+			c.open(every)
+			if got := shown(); got != "2" {
+				t.Errorf("with every filter: %q", got)
+			}
+			if values := eval[string](c, `[...new FormData(document.querySelector("form.filter"))].map(([k, v]) => k + "=" + v).sort().join()`); values != "attempts=1,duration=1us,event=clients.create,handler=2,id=2,lane=1,object=1,replayed=false,request=Acme,response=no such,since=2020-01-01T10:00,status=dead,text=tariff,until=2040-01-01T10:00" {
+				t.Errorf("the fields hold %s", values)
+			}
+			for name, other := range map[string]string{
+				"id": "4", "status": "succeeded", "event": "clients.update", "handler": "1", "object": "2", "lane": "2", "text": "nothing like it", "request": "nothing like it", "response": "nothing like it",
+				"attempts": "2", "duration": "1h", "since": "2039-01-01T00:00", "until": "2021-01-01T00:00",
+			} {
+				c.open(regexp.MustCompile(`\b`+name+`=[^&]*`).ReplaceAllString(every, name+"="+neturl.QueryEscape(other)))
+				if got := shown(); got != "" {
+					t.Errorf("with %s=%s: %q", name, other, got)
+				}
+			}
+			// What is exported is what is filtered.
+			c.open("/executions?status=dead&handler=2")
+			want := eval[int](c, `document.querySelectorAll("table.rows tbody tr").length`)
+			for _, link := range []string{"/executions.csv", "/api/v1/executions.ndjson"} {
+				text := eval[string](c, fmt.Sprintf(`fetch(document.querySelector("a[href^='%s']").href).then((r) => r.text())`, link), chromedp.EvalAwaitPromise)
+				lines := strings.Split(strings.TrimSpace(text), "\n")
+				if link == "/executions.csv" {
+					lines = lines[1:]
+				}
+				if len(lines) != want || want == 0 || strings.Count(text, "no such tariff") != want || strings.Contains(text, "succeeded") {
+					t.Errorf("%s: %d lines, want %d:\n%s", link, len(lines), want, text)
+				}
+			}
+			c.open("/executions")
 			c.choose("select[name=status]", "dead")
 			c.fill("input[name=response]", "TARIFF")
 			c.fill("input[name=request]", "/bad")
@@ -559,8 +744,17 @@ http:
 				t.Errorf("%d others are shown", n)
 			}
 			c.click("table.rows tbody td a[href^='/executions/']")
-			c.sees("What changed", "Attempts", "POST "+receiver.URL+"/bad", "no such tariff <script>alert(1)</script>")
+			c.sees("What changed", "The row then", "Attempts", "POST "+receiver.URL+"/bad", "no such tariff <script>alert(1)</script>", "after the commit", "all events of this client")
 			c.judge("execution")
+			// A secret of a handler is not in what was sent.
+			c.open("/executions?handler=1")
+			c.click("table.rows tbody td a[href^='/executions/']")
+			c.sees("POST " + receiver.URL + "/crm")
+			if text := eval[string](c, `document.documentElement.outerHTML`); strings.Contains(text, "verysecretkey") {
+				t.Error("the request is shown with a secret")
+			}
+			c.open("/executions?status=dead")
+			c.click("table.rows tbody td a[href^='/executions/']")
 			c.press("Replay")
 			c.sees("replayed", "Repeats")
 		}},
@@ -576,11 +770,19 @@ http:
 			c.sees("Replay all that match", "at the end of its client")
 			c.judge("replay-confirm")
 			c.click("button.danger")
-			c.sees("has begun")
+			c.sees("has begun", "status dead, handler 2", "left out")
 		}},
 		{"all of one client", func(t *testing.T) {
-			c.open("/clients/1")
+			c.open("/executions/1")
+			c.click("a[href='/clients/1']")
 			c.sees("Client 1", "clients.create", "clients.balance_zero", "10.000000 → -1.000000", "<script>alert(1)</script>")
+			// The newest first, also when an older one was replayed since.
+			if order := eval[string](c, `[...document.querySelectorAll(".timeline .moment > b")].map((b) => b.innerText).join()`); order != "clients.balance_zero,clients.create" {
+				t.Errorf("it happened in the order %s", order)
+			}
+			c.focus(".timeline summary")
+			c.keys(kb.Enter)
+			c.sees("Came back", "BILLHOOK_EVENT_ID")
 			c.judge("client")
 		}},
 		{"what comes is shown as it comes", func(t *testing.T) {
@@ -614,10 +816,10 @@ http:
 			})
 			c.open("/")
 			c.sees("Overview")
-			dead := eval[string](c, `document.querySelector("a[href^='/executions?status=dead']").innerText`)
+			dead := eval[string](c, `document.querySelector(".tiles a[href^='/executions?status=dead']").innerText`)
 			db.Exec(t, "UPDATE clients SET name = 'Seen' WHERE id = 2")
 			eventually(t, 20*time.Second, func() string {
-				if now := eval[string](c, `document.querySelector("#overview a[href^='/executions?status=dead']").innerText`); now == dead {
+				if now := eval[string](c, `document.querySelector("#overview .tiles a[href^='/executions?status=dead']").innerText`); now == dead {
 					return "still " + now
 				}
 				return ""
@@ -625,15 +827,45 @@ http:
 		}},
 		{"who did what", func(t *testing.T) {
 			c.open("/audit")
-			c.sees("Who did what", "anna, operator", "signed in", "handler written", "handler deleted", "replay begun", "handler tried", "127.0.0.1")
+			c.sees("Who did what", "anna, operator", "signed in", "handler written", "handler deleted", "handlers reordered", "handler's status changed", "replay begun", "handler tried", "checks run", "127.0.0.1")
 			c.judge("audit")
+		}},
+		{"a handler that fails", func(t *testing.T) {
+			// Nobody listens there any more.
+			receiver := httptest.NewServer(http.NotFoundHandler())
+			receiver.Close()
+			good := file()
+			write(t, in.handlers, good+"  - {id: 9, name: Away, event: clients.archive, failing_after: 1ms, retry: {attempts: 1000, initial: 500ms, max: 1s}, http: {url: \""+receiver.URL+"\"}}\n")
+			c.open("/handlers")
+			eventually(t, 20*time.Second, func() string {
+				c.open("/handlers")
+				if text := c.text(); !strings.Contains(text, "Away") {
+					return text
+				}
+				return ""
+			})
+			db.Exec(t, "INSERT INTO clients (id, name) VALUES (90, 'Ninety')")
+			db.Exec(t, "UPDATE clients SET status = 'archived' WHERE id = 90")
+			c.open("/")
+			c.sees("Handler 9, Away, is failing since", "connection refused", "the oldest")
+			c.open("/handlers?name=away")
+			c.sees("1 failing", "failing since", "connection refused", "none yet", "never")
+			c.judge("handlers-failing")
+			write(t, in.handlers, good)
+			eventually(t, 20*time.Second, func() string {
+				c.open("/handlers?status=all")
+				if text := c.text(); strings.Contains(text, "Away") {
+					return text
+				}
+				return ""
+			})
 		}},
 		{"themes", func(t *testing.T) {
 			c.open("/")
 			// In a system that is light: dark, light, as the system.
 			for i, want := range []string{"", "dark", "light", ""} {
 				eventually(t, 10*time.Second, func() string {
-					is := eval[string](c, `[document.readyState, document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor == "rgb(255, 255, 255)"].join()`)
+					is := eval[string](c, `document.readyState != "complete" ? "loading" : [document.readyState, document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor == "rgb(255, 255, 255)"].join()`)
 					if is != fmt.Sprintf("complete,%s,%v", want, want != "dark") {
 						return is
 					}

@@ -19,3 +19,8 @@ func mount(path string, size int) error {
 func unmount(path string) error { return syscall.Unmount(path, syscall.MNT_DETACH) }
 
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) }
+
+// remountReadOnly lets nobody write there any more.
+func remountReadOnly(path string) error {
+	return syscall.Mount("", path, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
+}

@@ -15,3 +15,5 @@ func mount(string, int) error { return errors.ErrUnsupported }
 func unmount(string) error { return nil }
 
 func isFull(error) bool { return false }
+
+func remountReadOnly(string) error { return errors.ErrUnsupported }

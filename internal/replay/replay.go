@@ -39,17 +39,17 @@ type Filter struct {
 	Handler int        `json:"handler,omitempty"`
 	Event   event.Type `json:"event,omitempty"`
 	// Status is a final one. Empty means dead.
-	Status string    `json:"status,omitempty"`
-	Object string    `json:"object,omitempty"`
-	Lane   string    `json:"lane,omitempty"`
-	Text   string    `json:"text,omitempty"` // in the error, letter case aside
+	Status string `json:"status,omitempty"`
+	Object string `json:"object,omitempty"`
+	Lane   string `json:"lane,omitempty"`
+	Text   string `json:"text,omitempty"` // in the error, letter case aside
 	// Request and Response are texts in what was sent and what came back.
-	Request  string  `json:"request,omitempty"`
-	Response string  `json:"response,omitempty"`
-	Attempts int     `json:"attempts,omitempty"` // at least
-	Duration float64 `json:"duration,omitempty"` // of the last attempt, in seconds, at least
-	Since  time.Time `json:"since,omitzero"` // journaled at or after
-	Until  time.Time `json:"until,omitzero"` // journaled before
+	Request  string    `json:"request,omitempty"`
+	Response string    `json:"response,omitempty"`
+	Attempts int       `json:"attempts,omitempty"` // at least
+	Duration float64   `json:"duration,omitempty"` // of the last attempt, in seconds, at least
+	Since    time.Time `json:"since,omitzero"`     // journaled at or after
+	Until    time.Time `json:"until,omitzero"`     // journaled before
 }
 
 // String is f as JSON, for logs.

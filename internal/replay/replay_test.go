@@ -325,6 +325,23 @@ func TestSelection(t *testing.T) {
 	}
 }
 
+// TestCountInTime: one that has no time left says how far it came, and that there is more.
+func TestCountInTime(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		r, _ := scene(t)
+		ctx, cancel := context.WithDeadline(t.Context(), time.Now())
+		defer cancel()
+		if c, err := r.Count(ctx, Spec{Filter: &Filter{}}); err != nil || c.Complete || c.Matching != 0 {
+			t.Errorf("%+v, %v", c, err)
+		}
+		gone, stop := context.WithCancel(t.Context())
+		stop()
+		if c, err := r.Count(gone, Spec{Filter: &Filter{}}); err == nil {
+			t.Errorf("who has gone is counted for: %+v", c)
+		}
+	})
+}
+
 func TestInvalid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := scene(t)

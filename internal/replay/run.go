@@ -27,6 +27,8 @@ const (
 	minPage  = 64
 	// countPatience is how long it is counted how many there are before it begins.
 	countPatience = 2 * time.Second
+	// countPart is how many are counted between two looks at the time that is left.
+	countPart = 250
 )
 
 // Run works until ctx ends: on every replay that has not ended, each from where it was.
@@ -187,7 +189,7 @@ func (r *Replays) Count(ctx context.Context, spec Spec) (Count, error) {
 	if err := r.judge(&spec); err != nil {
 		return Count{}, err
 	}
-	newest, err := r.newest(ctx)
+	newest, err := r.newest(context.WithoutCancel(ctx)) // which takes no time
 	if err != nil {
 		return Count{}, err
 	}
@@ -202,7 +204,11 @@ func (w *walk) count(ctx context.Context) (Count, error) {
 	count := stored{}
 	c := Count{Complete: true}
 	for at := *w; ; {
-		p, err := at.next(ctx, journal.MaxReplayed)
+		err := ctx.Err() // a search that finds much does not look
+		var p part
+		if err == nil {
+			p, err = at.next(ctx, countPart)
+		}
 		if err != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return Count{}, err
 		}

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,13 +24,20 @@ const maxPage = 500
 type handlerJSON struct {
 	Handler
 	Executions map[string]int64 `json:"executions"` // by status
+	// LastSuccess is when the newest execution that the journal keeps has succeeded.
+	LastSuccess *time.Time `json:"last_success,omitempty"`
 }
 
-func (s *Server) handlers(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, map[string]any{"handlers": s.handlerRows()})
+func (s *Server) handlers(w http.ResponseWriter, r *http.Request) {
+	rows, err := s.handlerRows(r.Context())
+	if err != nil {
+		s.broken(w, r, err)
+		return
+	}
+	answer(w, http.StatusOK, map[string]any{"handlers": rows})
 }
 
-func (s *Server) handlerRows() []handlerJSON {
+func (s *Server) handlerRows(ctx context.Context) ([]handlerJSON, error) {
 	counts := s.opts.Journal.Counts()
 	rows := []handlerJSON{}
 	for _, h := range s.opts.Handlers() {
@@ -37,9 +45,22 @@ func (s *Server) handlerRows() []handlerJSON {
 		for _, st := range journal.Statuses() {
 			row.Executions[st.String()] = counts[journal.HandlerStatus{Handler: h.ID, Status: st}]
 		}
+		if h.Health != nil {
+			row.LastSuccess = h.Health.LastSuccess
+		}
+		if row.Executions[journal.Succeeded.String()] > 0 {
+			page, _, err := s.opts.Journal.Executions(ctx, journal.Query{Handler: h.ID, Status: journal.Succeeded, Limit: 1})
+			if err != nil {
+				return nil, err
+			}
+			// One that was made earlier may have ended later.
+			if len(page) > 0 && (row.LastSuccess == nil || page[0].Finished.After(*row.LastSuccess)) {
+				row.LastSuccess = moment(page[0].Finished)
+			}
+		}
 		rows = append(rows, row)
 	}
-	return rows
+	return rows, nil
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
@@ -111,6 +132,7 @@ func executionOf(x journal.Execution) executionJSON {
 // misspelt filter never shows everything.
 func parseQuery(v url.Values) (journal.Query, error) {
 	q := journal.Query{Limit: 50}
+	var id uint64
 	for _, name := range slices.Sorted(maps.Keys(v)) {
 		value := v.Get(name)
 		if len(v[name]) > 1 {
@@ -121,6 +143,10 @@ func parseQuery(v url.Values) (journal.Query, error) {
 		}
 		var err error
 		switch name {
+		case "id":
+			if id, err = strconv.ParseUint(value, 10, 64); err == nil && id == 0 {
+				err = errors.New("want the number of an execution")
+			}
 		case "handler":
 			q.Handler, err = strconv.Atoi(value)
 		case "event":
@@ -171,10 +197,16 @@ func parseQuery(v url.Values) (journal.Query, error) {
 				err = fmt.Errorf("want 1 to %d", maxPage)
 			}
 		default:
-			return q, fmt.Errorf("%s is no filter; there are handler, event, status, object, lane, text, request, response, attempts, duration, since, until, replayed, before, after, order and limit", name)
+			return q, fmt.Errorf("%s is no filter; there are id, handler, event, status, object, lane, text, request, response, attempts, duration, since, until, replayed, before, after, order and limit", name)
 		}
 		if err != nil {
 			return q, fmt.Errorf("%s=%s: %w", name, value, err)
+		}
+	}
+	if id != 0 {
+		q.After = max(q.After, id-1)
+		if q.Before == 0 || q.Before > id+1 {
+			q.Before = id + 1
 		}
 	}
 	return q, nil

@@ -3,7 +3,6 @@ package web
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -25,10 +24,7 @@ type Action struct {
 func (s *Server) act(r *http.Request, what string, args ...any) { s.actAs(r, whoOf(r), what, args...) }
 
 func (s *Server) actAs(r *http.Request, who replay.By, what string, args ...any) {
-	address, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		address = r.RemoteAddr
-	}
+	address := addressOf(r)
 	s.log.Info(what, append(args, "by", who.Name, "address", address)...)
 	a := Action{At: time.Now().UTC(), By: who, Address: address, What: what, Details: map[string]string{}}
 	for i := 0; i+1 < len(args); i += 2 {

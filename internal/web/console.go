@@ -178,7 +178,8 @@ func (c *console) show(w http.ResponseWriter, r *http.Request, code int, name, t
 			v.Theme, v.OtherTheme = "light", "system"
 		}
 	}
-	if k, err := r.Cookie(noticeCookie); err == nil && r.Header.Get("HX-Request") == "" {
+	// Of parts of a page only the table of handlers shows it, after it was changed.
+	if k, err := r.Cookie(noticeCookie); err == nil && (r.Header.Get("HX-Request") == "" || r.Header.Get("HX-Target") == "handlers") {
 		if text, err := url.QueryUnescape(k.Value); err == nil {
 			v.Notice = text
 		}

@@ -492,13 +492,14 @@ func (c *console) deletePage(w http.ResponseWriter, r *http.Request) {
 		Lines                               []string
 		Fields                              []field
 		Rate                                int
+		Recount                             string
 	}{
 		Title: fmt.Sprintf("Delete handler %d", id), Text: fmt.Sprintf("It is taken out of %s. Its executions stay in the journal, and its number is not used again.", p.File),
 		Action: fmt.Sprintf("/handlers/%d/delete", id), Do: "Delete", Back: fmt.Sprintf("/handlers/%d/edit", id), Diff: p.Diff,
 		Fields: []field{{"base", p.Base}},
 	}
 	if open > 0 {
-		main.Lines = []string{grouped(open) + " executions that wait for it are cancelled."}
+		main.Lines = []string{"Executions that wait for it: " + grouped(open) + ". They stay held, for ever as a rule; archive it first, and they are cancelled."}
 	}
 	c.show(w, r, http.StatusOK, "confirm", main.Title, "/handlers", main)
 }

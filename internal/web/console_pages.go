@@ -125,7 +125,6 @@ func (c *console) overview(w http.ResponseWriter, r *http.Request) {
 	if c.opts.Diagnosis != nil {
 		main.Diagnosis = c.opts.Diagnosis()
 	}
-	main.Problems = c.problems(main.Checks, main.Diagnosis)
 	hour := c.opts.Journal.History(c.now(), time.Minute, 60)[0]
 	day := c.opts.Journal.History(c.now(), 15*time.Minute, 96)[0]
 	main.Charts = []chart{bars("The last hour", c.now(), time.Minute, hour), bars("The last day", c.now(), 15*time.Minute, day)}
@@ -136,6 +135,14 @@ func (c *console) overview(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	main.Failed = rows{Executions: failed, Names: c.handlerNames(), None: "There is no dead letter that was not replayed."}
+	main.Problems = c.problems(main.Checks, main.Diagnosis)
+	dead := summed(day).Sum.Dead
+	if dead > 0 && len(failed) > 0 {
+		main.Problems = append(main.Problems, problem{
+			Level: "warn", What: "Executions have died in the last day: " + grouped(dead), Text: fmt.Sprintf("the newest is execution %d, of handler %d;", failed[0].ID, failed[0].Handler),
+			Link: &pageLink{Path: "/executions?status=dead&replayed=false", Name: "dead letters that were not replayed"},
+		})
+	}
 	c.show(w, r, http.StatusOK, "overview", "Overview", "/", main)
 }
 
@@ -222,8 +229,8 @@ type handlerRow struct {
 	Above, Below int // the handlers shown beside it; 0: none
 }
 
-// HealthText is how a handler fares, in a word or a few.
-func (h handlerRow) HealthText() string {
+// Trouble is what keeps a handler from succeeding, "" when nothing is known to.
+func (h handlerRow) Trouble() string {
 	switch {
 	case h.Plugin != nil && !h.Plugin.Up && h.Plugin.Error != "":
 		return "plugin down: " + h.Plugin.Error
@@ -233,11 +240,12 @@ func (h handlerRow) HealthText() string {
 		return "failing" + since(h.Health.FailingSince) + ": " + h.Health.LastError
 	case h.Health.RestingUntil != nil:
 		return "rests until " + exact(*h.Health.RestingUntil)
-	case h.Health.LastSuccess != nil:
-		return "last success " + exact(*h.Health.LastSuccess)
 	}
 	return ""
 }
+
+// Ended is how many executions the rate is of.
+func (h handlerRow) Ended() int64 { return h.Executions["succeeded"] + h.Executions["dead"] }
 
 // Rate is the share of what ended well, "" when nothing has ended.
 func (h handlerRow) Rate() string {
@@ -264,7 +272,12 @@ func (c *console) handlersPage(w http.ResponseWriter, r *http.Request) {
 	if main.CanEdit = c.opts.Editor != nil && c.mayAct(r); c.opts.Editor == nil {
 		main.NoEditing = c.noEditing()
 	}
-	for _, h := range c.handlerRows() {
+	list, err := c.handlerRows(r.Context())
+	if err != nil {
+		c.unreadable(w, r, err)
+		return
+	}
+	for _, h := range list {
 		if q.matches(h.Handler) {
 			main.Rows = append(main.Rows, handlerRow{handlerJSON: h})
 		}
@@ -350,14 +363,14 @@ func filters(v url.Values) (url.Values, map[string]string) {
 }
 
 func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
-	if id := strings.TrimSpace(r.URL.Query().Get("id")); id != "" {
-		http.Redirect(w, r, "/executions/"+url.PathEscape(id), http.StatusSeeOther)
-		return
-	}
 	v := r.URL.Query()
 	follow := v.Get("follow") == "true" && !v.Has("before")
 	v.Del("follow")
 	asked, given := filters(v)
+	if len(asked) == 1 && asked.Has("id") {
+		http.Redirect(w, r, "/executions/"+url.PathEscape(asked.Get("id")), http.StatusSeeOther)
+		return
+	}
 	main := struct {
 		Given        map[string]string
 		Statuses     []journal.Status
@@ -407,7 +420,10 @@ func (c *console) executionsPage(w http.ResponseWriter, r *http.Request) {
 		main.Follow, main.FollowSwitch = r.URL.RequestURI(), "/executions?"+list
 	}
 	main.Filtered = list != ""
-	main.NDJSON, main.CSV, main.ReplayAll = "/api/v1/executions.ndjson?"+list, "/executions.csv?"+list, "/replays/new?"+list
+	main.NDJSON, main.CSV = "/api/v1/executions.ndjson?"+list, "/executions.csv?"+list
+	if !asked.Has("id") { // one alone is chosen
+		main.ReplayAll = "/replays/new?" + list
+	}
 	main.Rows.Names = c.handlerNames()
 	if main.Rows.None == "" {
 		main.Rows.None = "No execution is like that."
@@ -463,6 +479,18 @@ func changes(raw json.RawMessage) []change {
 			one.Old = plainJSON(*old)
 		}
 		list = append(list, one)
+	}
+	return list
+}
+
+// row is the columns of a row with their values.
+func row(raw json.RawMessage) (list []change) {
+	var all map[string]json.RawMessage
+	if json.Unmarshal(raw, &all) != nil {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		list = append(list, change{Column: name, New: plainJSON(all[name])})
 	}
 	return list
 }
@@ -526,11 +554,17 @@ func (c *console) executionPage(w http.ResponseWriter, r *http.Request) {
 		HandlerName string
 		CanReplay   bool
 		Changed     []change
+		Row         []change // only New
+		Took        time.Duration
 		Payload     string
 		Attempts    []attemptView
 		Siblings    []journal.Execution
 		SiblingRows rows
 	}{X: x, HandlerName: names[x.Handler], Changed: changes(e.Changed), Payload: indent(e.AppendPayload(nil))}
+	main.Row = row(e.Data)
+	if !x.Finished.IsZero() && x.Finished.After(x.CommitTime) { // the clocks may differ
+		main.Took = x.Finished.Sub(x.CommitTime)
+	}
 	main.CanReplay = c.opts.Replays != nil && !x.Status.Open() && c.mayAct(r)
 	for i, a := range attempts {
 		v := attemptView{Attempt: a, Class: "retry", Word: "failed, to be tried again", Request: exchangeText(a.Request), Response: exchangeText(a.Response), Open: i == len(attempts)-1}
@@ -581,6 +615,7 @@ func (c *console) siblings(x journal.Execution) (list []journal.Execution, err e
 
 // happening is one event of a client, with what was done about it.
 type happening struct {
+	ID         event.ID
 	Type       event.Type
 	Object     string
 	At         time.Time
@@ -589,7 +624,7 @@ type happening struct {
 }
 
 // clientPage is everything that happened to one client and what was sent about it, the
-// newest first.
+// newest first. What was replayed stands with its event, whenever that was.
 func (c *console) clientPage(w http.ResponseWriter, r *http.Request) {
 	lane := r.PathValue("lane")
 	q := journal.Query{Lane: lane, Limit: 2 * pageSize}
@@ -615,7 +650,7 @@ func (c *console) clientPage(w http.ResponseWriter, r *http.Request) {
 	for _, x := range page {
 		i, known := at[x.Event]
 		if !known {
-			m := happening{Type: x.Type, Object: x.Object, At: x.CommitTime}
+			m := happening{ID: x.Event, Type: x.Type, Object: x.Object, At: x.CommitTime}
 			if e, err := c.opts.Journal.Event(x.Event); err == nil {
 				m.Changed = changes(e.Changed)
 				if len(m.Changed) > 8 {
@@ -636,6 +671,7 @@ func (c *console) clientPage(w http.ResponseWriter, r *http.Request) {
 	for i := range main.Moments {
 		slices.Reverse(main.Moments[i].Executions) // as they were called
 	}
+	slices.SortStableFunc(main.Moments, func(a, b happening) int { return b.ID.Compare(a.ID) })
 	path := "/clients/" + url.PathEscape(lane)
 	if next != 0 {
 		main.Older = path + "?before=" + strconv.FormatUint(next, 10)
@@ -696,6 +732,9 @@ func leftOut(counts map[journal.Refusal]int64) string {
 func replaySpec(v url.Values) (replay.Spec, error) {
 	asked, _ := filters(v)
 	q, err := parseQuery(asked)
+	if err == nil && asked.Has("id") {
+		err = errors.New("id: one execution is replayed on its own page")
+	}
 	if err != nil {
 		return replay.Spec{}, err
 	}
@@ -708,16 +747,23 @@ func replaySpec(v url.Values) (replay.Spec, error) {
 
 type field struct{ Name, Value string }
 
+// countPatience is how long a page counts before it is shown; it then asks for the rest.
+const countPatience = 40 * time.Millisecond
+
 // confirmReplay counts what would be replayed, and asks.
 func (c *console) confirmReplay(w http.ResponseWriter, r *http.Request) {
 	v := r.URL.Query()
-	back := "/executions?" + v.Encode()
 	spec, err := replaySpec(v)
 	if err != nil {
 		c.trouble(w, r, http.StatusBadRequest, err.Error())
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), writePatience)
+	patience := countPatience
+	if v.Get("count") == "all" {
+		patience = writePatience
+	}
+	v.Del("count")
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
 	count, err := c.opts.Replays.Count(ctx, spec)
 	if err != nil {
@@ -729,7 +775,8 @@ func (c *console) confirmReplay(w http.ResponseWriter, r *http.Request) {
 		Lines                               []string
 		Fields                              []field
 		Rate                                int
-	}{Title: "Replay all that match", Action: "/replays", Back: back, Rate: int(spec.Rate)}
+		Recount                             string
+	}{Title: "Replay all that match", Action: "/replays", Back: "/executions?" + v.Encode(), Rate: int(spec.Rate)}
 	what := spec.Filter.Status
 	if what == "" {
 		what = "dead"
@@ -737,12 +784,15 @@ func (c *console) confirmReplay(w http.ResponseWriter, r *http.Request) {
 	number := grouped(count.Matching)
 	if !count.Complete {
 		number = "More than " + number
+		if patience == countPatience { // whoever looks at the page meanwhile waits for the rest
+			main.Recount = "/replays/new?" + with(v, "count", "all")
+		}
 	}
 	main.Text = fmt.Sprintf("%s executions that are %s will be made again, the oldest first, each at the end of its client's queue, with the same ids.", number, what)
 	if count.Matching == 0 && count.Complete {
 		main.Text = "Nothing is to be replayed."
 	} else {
-		main.Do = "Replay " + number
+		main.Do = "Replay " + strings.ToLower(number)
 	}
 	for _, why := range slices.Sorted(maps.Keys(count.LeftOut)) {
 		main.Lines = append(main.Lines, fmt.Sprintf("%s left out: %v", grouped(count.LeftOut[why]), why))
@@ -808,28 +858,70 @@ func (c *console) replayMany(w http.ResponseWriter, r *http.Request) {
 type replayView struct {
 	replay.Status
 	What   string
+	Link   string // to what it repeats
+	Left   string
 	Open   bool
 	CanAct bool
 }
 
+// filterText is a filter of a replay in words, and the page of what it selects.
+func filterText(f *replay.Filter) (text, link string) {
+	v := url.Values{}
+	set := func(name, value string) {
+		if value != "" && value != "0" {
+			v.Set(name, value)
+			text += ", " + name + " " + value
+		}
+	}
+	status := f.Status
+	if status == "" {
+		status = journal.Dead.String()
+	}
+	set("status", status)
+	set("handler", strconv.Itoa(f.Handler))
+	set("event", string(f.Event))
+	set("object", f.Object)
+	set("lane", f.Lane)
+	set("text", f.Text)
+	set("request", f.Request)
+	set("response", f.Response)
+	set("attempts", strconv.Itoa(f.Attempts))
+	if f.Duration > 0 {
+		set("duration", time.Duration(f.Duration*float64(time.Second)).String())
+	}
+	for name, t := range map[string]time.Time{"since": f.Since, "until": f.Until} {
+		if !t.IsZero() {
+			v.Set(name, t.UTC().Format(time.RFC3339Nano))
+		}
+	}
+	if !f.Since.IsZero() {
+		text += ", since " + exact(f.Since)
+	}
+	if !f.Until.IsZero() {
+		text += ", until " + exact(f.Until)
+	}
+	return strings.TrimPrefix(text, ", "), "/executions?" + v.Encode()
+}
+
 func (c *console) replaysPage(w http.ResponseWriter, r *http.Request) {
-	var list []replayView
+	var main struct {
+		List []replayView
+		Open bool // one of them
+	}
 	for _, st := range c.opts.Replays.List() {
 		v := replayView{Status: st, Open: !st.State.Ended(), CanAct: c.mayAct(r)}
 		switch {
 		case st.Filter != nil:
-			v.What = st.Filter.String()
+			v.What, v.Link = filterText(st.Filter)
 		case len(st.IDs) == 1:
-			v.What = fmt.Sprintf("execution %d", st.IDs[0])
+			v.What, v.Link = fmt.Sprintf("execution %d", st.IDs[0]), fmt.Sprintf("/executions/%d", st.IDs[0])
 		default:
 			v.What = fmt.Sprintf("%d executions", len(st.IDs))
 		}
-		if out := leftOut(st.LeftOut); out != "" {
-			v.What += "; left out: " + out
-		}
-		list = append(list, v)
+		v.Left = leftOut(st.LeftOut)
+		main.List, main.Open = append(main.List, v), main.Open || v.Open
 	}
-	c.show(w, r, http.StatusOK, "replays", "Replays", "/replays", list)
+	c.show(w, r, http.StatusOK, "replays", "Replays", "/replays", main)
 }
 
 func (c *console) cancelReplayPage(w http.ResponseWriter, r *http.Request) {
@@ -865,7 +957,7 @@ func (c *console) exportCSV(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q.Oldest, q.Limit = true, exportPage
-	if len(newest) > 0 {
+	if len(newest) > 0 && (q.Before == 0 || q.Before > newest[0].ID+1) {
 		q.Before = newest[0].ID + 1
 	}
 	w.Header().Set("Content-Type", "text/csv; charset=utf-8")

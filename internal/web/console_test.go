@@ -88,8 +88,8 @@ func TestPages(t *testing.T) {
 func TestContents(t *testing.T) {
 	s := serve(t, nil)
 	for path, want := range map[string][]string{
-		"/":                        {"All is well", "the receiver says", "Dead letters"},
-		"/handlers":                {"https://crm.example.net/", "50 %", "clients.create"},
+		"/":                        {"Executions have died in the last day: 1", "the newest is execution 2, of handler 7", "the receiver says", "Dead letters"},
+		"/handlers":                {"https://crm.example.net/", "50 %", "clients.create", "Success rate", "Last success", "just now", "In the last hour: 1 succeeded, 1 attempts failed, 1 dead"},
 		"/handlers?status=enabled": {"https://crm.example.net/"},
 		"/handlers?event=clients.": {"https://crm.example.net/"},
 		"/handlers?name=nosuch":    {"No handler is like that."},
@@ -110,6 +110,19 @@ func TestContents(t *testing.T) {
 				t.Errorf("GET %s lacks %q:\n%s", path, w, body)
 			}
 		}
+	}
+	// The ID is one filter of several, and leads to the execution when it is the only one.
+	if _, body, _ := get(t, s, "/executions?id=2&status=dead&since=2020-01-01"); !strings.Contains(body, `href="/executions/2"`) || strings.Contains(body, `href="/executions/3"`) || strings.Contains(body, "/replays/new") {
+		t.Error(body)
+	}
+	if _, body, _ := get(t, s, "/executions?id=2&status=succeeded"); !strings.Contains(body, "No execution is like that.") {
+		t.Error(body)
+	}
+	if _, body, _ := get(t, s, "/executions?id=2"); !strings.Contains(body, "<h1>Execution 2 ") {
+		t.Error(body)
+	}
+	if code, body, _ := get(t, s, "/executions.csv?id=2"); code != 200 || strings.Count(body, "\n") != 2 {
+		t.Errorf("%d %s", code, body)
 	}
 	if _, body, _ := get(t, s, "/executions?status=dead"); strings.Contains(body, `href="/executions/1"`) {
 		t.Error("the page is not filtered")
@@ -266,6 +279,81 @@ func TestSignIn(t *testing.T) {
 	}
 }
 
+// TestCookies: the one of the session is for this host's pages alone, out of reach of
+// scripts, and on TLS alone where there is TLS.
+func TestCookies(t *testing.T) {
+	var changed []string
+	s := serve(t, guarded(&changed))
+	for _, proto := range []string{"", "http", "https"} {
+		eve := newPerson(t, s)
+		eve.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		req, err := http.NewRequestWithContext(t.Context(), "POST", s.URL+"/login", strings.NewReader(url.Values{"name": {"eve"}, "password": {"eve's password"}}.Encode()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("X-Forwarded-Proto", proto)
+		resp, err := eve.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if len(resp.Cookies()) != 1 {
+			t.Fatalf("%d %v", resp.StatusCode, resp.Cookies())
+		}
+		k := resp.Cookies()[0]
+		if k.Name != sessionCookie || !k.HttpOnly || k.SameSite != http.SameSiteStrictMode || k.Domain != "" || k.Path != "/" || k.Secure != (proto == "https") || len(k.Value) < 26 {
+			t.Errorf("%q: %v", proto, k)
+		}
+	}
+}
+
+// TestGuessing: a password is not found out by trying, with the form or without.
+func TestGuessing(t *testing.T) {
+	var changed []string
+	s := serve(t, guarded(&changed))
+	ask := func(name, password string) int {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", s.URL+"/api/v1/status", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.SetBasicAuth(name, password)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode
+	}
+	for i := range 3 * basicTries {
+		if code := ask("eve", "eve's password"); code != 200 {
+			t.Fatalf("the right password is refused the %d. time: %d", i+1, code)
+		}
+	}
+	for i := range basicTries {
+		if code := ask("eve", "guess"); code != 401 {
+			t.Fatalf("guess %d: %d", i, code)
+		}
+	}
+	for _, password := range []string{"guess", "eve's password"} {
+		if code := ask("eve", password); code != 429 {
+			t.Errorf("after %d guesses %q is answered %d", basicTries, password, code)
+		}
+	}
+	// Others are not kept out, by whomever they are asked for.
+	if code := ask("bob", "bob's password"); code != 200 {
+		t.Errorf("bob: %d", code)
+	}
+	if code, _, _ := get(t, s, "/api/v1/status", "Authorization", "Bearer a token of sixteen"); code != 200 {
+		t.Errorf("a token: %d", code)
+	}
+	for i := range basicTries + 1 {
+		if code, want := ask("nobody"+strings.Repeat("x", i), "guess"), 401; i < basicTries && code != want || i == basicTries && code != 429 {
+			t.Errorf("name %d of nobody: %d", i, code)
+		}
+	}
+}
+
 // TestSessions: they end after a while without a request, and in any case.
 func TestSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -300,15 +388,15 @@ func TestSessions(t *testing.T) {
 			t.Errorf("%d sessions", len(s.open))
 		}
 		for i := range loginTries + 2 {
-			if s.mayTry("a") != (i < loginTries) {
+			if s.mayTry("a", loginTries) != (i < loginTries) {
 				t.Errorf("try %d", i)
 			}
 		}
-		if !s.mayTry("b") {
+		if !s.mayTry("b", loginTries) {
 			t.Error("one address keeps another out")
 		}
 		time.Sleep(loginWindow + time.Second)
-		if !s.mayTry("a") {
+		if !s.mayTry("a", loginTries) {
 			t.Error("it may never try again")
 		}
 	})

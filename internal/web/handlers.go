@@ -61,12 +61,16 @@ func (s *Server) handlerID(w http.ResponseWriter, r *http.Request) (int, bool) {
 
 func (s *Server) oneHandler(w http.ResponseWriter, r *http.Request) {
 	if id, ok := s.handlerID(w, r); ok {
-		s.answerHandler(w, id)
+		s.answerHandler(w, r, id)
 	}
 }
 
-func (s *Server) answerHandler(w http.ResponseWriter, id int) {
-	rows := s.handlerRows()
+func (s *Server) answerHandler(w http.ResponseWriter, r *http.Request, id int) {
+	rows, err := s.handlerRows(r.Context())
+	if err != nil {
+		s.broken(w, r, err)
+		return
+	}
 	i := slices.IndexFunc(rows, func(h handlerJSON) bool { return h.ID == id })
 	if i < 0 {
 		fail(w, http.StatusNotFound, "there is no handler %d", id)
@@ -108,7 +112,7 @@ func (s *Server) changeHandler(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.act(r, "handler's status changed", "handler", id, "status", asked.Status)
-	s.answerHandler(w, id)
+	s.answerHandler(w, r, id)
 }
 
 // tryHandler calls a handler outside of all order, and records nothing.

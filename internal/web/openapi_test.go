@@ -38,6 +38,7 @@ type param struct{ name, typ, doc string }
 
 func executionFilters() []param {
 	return []param{
+		{"id", "integer", "the one with this number"},
 		{"handler", "integer", "of the handler with this id"},
 		{"event", "string", "of this event type"},
 		{"status", "string", "pending, held, succeeded, dead, skipped or cancelled"},

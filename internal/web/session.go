@@ -18,8 +18,10 @@ const (
 	sessionIdle = 12 * time.Hour
 	sessionLong = 7 * 24 * time.Hour
 	maxSessions = 1000
-	// loginTries are how many wrong passwords an address has in loginWindow.
+	// loginTries are how many wrong passwords an address has in loginWindow with the form,
+	// basicTries how many for each name without it: programs ask several things at once.
 	loginTries  = 5
+	basicTries  = 20
 	loginWindow = time.Minute
 )
 
@@ -27,7 +29,7 @@ const (
 type sessions struct {
 	mu    sync.Mutex
 	open  map[string]*session
-	tries map[string]*tries // by address
+	tries map[string]*tries // by address, or address and name
 	now   func() time.Time
 }
 
@@ -96,8 +98,8 @@ func (s *sessions) end(r *http.Request) {
 	}
 }
 
-// mayTry counts a try of an address, and says whether it may be made.
-func (s *sessions) mayTry(address string) bool {
+// mayTry counts a try of somebody, and says whether it may be made.
+func (s *sessions) mayTry(from string, most int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
@@ -106,13 +108,13 @@ func (s *sessions) mayTry(address string) bool {
 			delete(s.tries, a)
 		}
 	}
-	t := s.tries[address]
+	t := s.tries[from]
 	if t == nil {
 		t = &tries{since: now}
-		s.tries[address] = t
+		s.tries[from] = t
 	}
 	t.n++
-	return t.n <= loginTries
+	return t.n <= most
 }
 
 // forgive forgets the tries of an address that has signed in.
@@ -120,6 +122,26 @@ func (s *sessions) forgive(address string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.tries, address)
+}
+
+// right takes back one try, which was none.
+func (s *sessions) right(from string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.tries[from]; t != nil {
+		if t.n--; t.n == 0 {
+			delete(s.tries, from)
+		}
+	}
+}
+
+// addressOf is from where somebody asks, without the port.
+func addressOf(r *http.Request) string {
+	address, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return address
 }
 
 type sessionKey struct{}
@@ -142,11 +164,8 @@ func (c *console) askToSignIn(w http.ResponseWriter, r *http.Request, code int, 
 func (c *console) login(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 16<<10)
 	name, password, back := r.PostFormValue("name"), r.PostFormValue("password"), r.PostFormValue("back")
-	address, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		address = r.RemoteAddr
-	}
-	if !c.sessions.mayTry(address) {
+	address := addressOf(r)
+	if !c.sessions.mayTry(address, loginTries) {
 		c.log.Warn("too many tries to sign in", "address", address, "name", name)
 		w.Header().Set("Retry-After", "60")
 		c.askToSignIn(w, r, http.StatusTooManyRequests, name, "Too many tries: wait a minute.", back)

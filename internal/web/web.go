@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -322,7 +323,17 @@ func (s *Server) authorise(next http.Handler) http.Handler {
 		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, name, guess := s.guess(r)
+		if guess && !s.sessions.mayTry(from, basicTries) {
+			s.log.Warn("too many wrong passwords", "address", addressOf(r), "name", name)
+			w.Header().Set("Retry-After", "60")
+			fail(w, http.StatusTooManyRequests, "too many wrong passwords: wait a minute")
+			return
+		}
 		who, known := s.allowed(r)
+		if guess && known {
+			s.sessions.right(from)
+		}
 		if !known {
 			if who, known = s.sessions.of(r); known {
 				r = r.WithContext(context.WithValue(r.Context(), sessionKey{}, true))
@@ -357,6 +368,17 @@ type whoKey struct{}
 func whoOf(r *http.Request) replay.By {
 	who, _ := r.Context().Value(whoKey{}).(replay.By)
 	return who
+}
+
+// guess reports whether a request has a password, which may be tried as often as the
+// form lets it be, and for whom it is counted. Tokens are too long to be guessed.
+func (s *Server) guess(r *http.Request) (from, name string, ok bool) {
+	name, _, ok = r.BasicAuth()
+	from = addressOf(r) + " "
+	if slices.ContainsFunc(s.opts.Access, func(c Credential) bool { return c.Name == name }) {
+		from += name // names that are nobody's are counted together
+	}
+	return from, name, ok
 }
 
 // allowed compares with every credential, in a time that tells nothing.
@@ -425,7 +447,10 @@ func fail(w http.ResponseWriter, code int, format string, args ...any) {
 // and not ready for the reason that Options.Ready gives. Of the Options it takes Ready,
 // Gatherer, Version, Access and Logger.
 func Standby(o Options) http.Handler {
-	s := &Server{opts: o, log: o.Logger}
+	s := &Server{opts: o, log: o.Logger, sessions: newSessions()}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
 	open := http.NewServeMux()
 	open.HandleFunc("GET /healthz", s.healthz)
 	open.HandleFunc("GET /readyz", s.readyz)

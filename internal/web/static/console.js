@@ -40,7 +40,7 @@ document.addEventListener("keydown", (e) => {
     if (!r) return;
     e.preventDefault();
     const values = { back: r.closest("table").dataset.order, [below(r, e) ? "after" : "before"]: r.dataset.id };
-    htmx.ajax("POST", "/handlers/" + row.dataset.id + "/move", { values, target: "#handlers", select: "#handlers", swap: "outerHTML" });
+    htmx.ajax("POST", "/handlers/" + row.dataset.id + "/move", { values, target: "#handlers", select: "#handlers", selectOOB: "#notice", swap: "outerHTML" });
   });
   document.addEventListener("dragend", () => {
     clear();
@@ -100,6 +100,7 @@ document.addEventListener("htmx:beforeRequest", (e) => {
       cell(row, "Handlers", (e.handlers || []).map((id) => names[id] || id).join(", ") || "none");
       const details = document.createElement("details"), summary = document.createElement("summary"), pre = document.createElement("pre");
       summary.textContent = "show";
+      pre.tabIndex = 0;
       pre.textContent = JSON.stringify(e.payload, null, 2);
       details.append(summary, pre);
       cell(row, "Payload", details);
