@@ -158,7 +158,7 @@ source: {dsn: "${BENCH_DSN}", slot: billhook, publication: billhook}
 entities:
   clients: {table: clients, key: [id], ignore: [m_dt], archive: {column: status, value: archive}, balance: {column: balance}}
 journal: {path: "${BENCH_JOURNAL}"}
-http: {listen: "${BENCH_LISTEN}"}
+http: {listen: "${BENCH_LISTEN}", edit_handlers: true}
 log: {level: warn}
 `
 

@@ -350,7 +350,9 @@ handlers:
 		t.Errorf("scripts see the cookie: %s", seen)
 	}
 
-	hostile := func(path string) string { return path + strings.NewReplacer("<", "%3C", ">", "%3E", `"`, "%22", "'", "%27", " ", "+", "#", "%23").Replace(svg+img) }
+	hostile := func(path string) string {
+		return path + strings.NewReplacer("<", "%3C", ">", "%3E", `"`, "%22", "'", "%27", " ", "+", "#", "%23").Replace(svg+img)
+	}
 	for _, path := range []string{
 		"/", "/handlers", "/handlers/1/edit", "/handlers/2/edit", "/handlers/2/delete", "/executions", "/executions/1", "/executions/4", "/executions/9", "/clients/1", "/clients/2", "/clients/3",
 		"/replays", "/replays/new?status=dead", "/audit", "/live", "/nosuch",

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ const (
 	searchRows = 20000
 	// searchExchange is how many rows the attempts of one count for, where they are
 	// looked at.
-	searchExchange = 20
+	searchExchange = 30
 	// searchSteps bounds the moves in posting lists between two looks at ctx.
 	searchSteps = 1024
 )
@@ -105,6 +106,42 @@ type search struct {
 	steps int
 	low   uint64 // the IDs of the bucket that are searched
 	high  uint64
+	it    *pebble.Iterator // of the bucket's rows; nil: none was read yet
+	key   []byte           // scratch
+}
+
+// row reads an execution of a bucket. Neighbours, which a text alone goes through, are
+// one step away.
+func (s *search) row(bucket uint32, id uint64) (Execution, error) {
+	if s.it == nil {
+		lower, upper := bounds(appendLog(nil, bucket, logRow))
+		it, err := s.r.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+		if err != nil {
+			return Execution{}, err
+		}
+		s.it = it
+	}
+	at := uint64(0)
+	if s.it.Valid() {
+		at = idOf(s.it.Key())
+	}
+	switch {
+	case at != 0 && at == id+1:
+		s.it.Prev()
+	case at != 0 && at+1 == id:
+		s.it.Next()
+	default:
+		s.key = appendRowKey(s.key[:0], bucket, id)
+		s.it.SeekGE(s.key)
+	}
+	if !s.it.Valid() || idOf(s.it.Key()) != id {
+		return Execution{}, fmt.Errorf("execution %d: %w", id, cmp.Or(s.it.Error(), ErrNotFound))
+	}
+	v, err := s.it.ValueAndErr()
+	if err != nil {
+		return Execution{}, err
+	}
+	return decodeRow(id, v)
 }
 
 // bucket searches one bucket between low and high. It returns the cursor when the
@@ -117,6 +154,10 @@ func (s *search) bucket(v *view) (next uint64, err error) {
 	defer func() {
 		for _, t := range terms {
 			err = errors.Join(err, t.close())
+		}
+		if s.it != nil {
+			err = errors.Join(err, s.it.Close())
+			s.it = nil
 		}
 	}()
 	id := s.high
@@ -136,7 +177,7 @@ func (s *search) bucket(v *view) (next uint64, err error) {
 			return id + 1, nil
 		}
 		s.rows--
-		x, err := readRow(s.r, v.number, id)
+		x, err := s.row(v.number, id)
 		if err != nil {
 			return 0, err
 		}

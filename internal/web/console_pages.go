@@ -627,7 +627,7 @@ type happening struct {
 // newest first. What was replayed stands with its event, whenever that was.
 func (c *console) clientPage(w http.ResponseWriter, r *http.Request) {
 	lane := r.PathValue("lane")
-	q := journal.Query{Lane: lane, Limit: 2 * pageSize}
+	q := journal.Query{Lane: lane, Limit: pageSize}
 	if b := r.URL.Query().Get("before"); b != "" {
 		var err error
 		if q.Before, err = strconv.ParseUint(b, 10, 64); err != nil {
