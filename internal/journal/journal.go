@@ -306,6 +306,12 @@ func (j *Journal) openStore(exists bool) (err error) {
 			DataCorruption: func(info pebble.DataCorruptionInfo) {
 				_ = j.damaged(fmt.Errorf("%s: %w", info.Path, info.Details))
 			},
+			PossibleAPIMisuse: func(info pebble.PossibleAPIMisuseInfo) {
+				// See edit.delOnce: what would be left is an execution that is pending for ever.
+				if info.Kind == pebble.NondeterministicSingleDelete {
+					_ = j.damaged(fmt.Errorf("key %x was set twice and deleted once", info.UserKey))
+				}
+			},
 			DiskSlow: func(info vfs.DiskSlowInfo) {
 				j.log.Warn("journal disk is slow", "err", info.String())
 			},

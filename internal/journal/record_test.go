@@ -175,10 +175,7 @@ func TestRecent(t *testing.T) {
 				}
 				x, err := j.Execution(from)
 				if err == nil {
-					var e any
-					if e, err = j.Event(x.Event); err == nil && e == nil {
-						t.Error("no event")
-					}
+					_, err = j.Event(x.Event)
 				}
 				if err != nil && !errors.Is(err, ErrNotFound) {
 					t.Error(err)
