@@ -38,15 +38,15 @@ func (a *App) setStatus(ctx context.Context, id int, status string) error {
 	if err != nil {
 		return refused("%v", err)
 	}
-	c := change{handlersFile: f, after: after, ids: []int{id}}
-	if c.handlers, err = a.loadHandlers(map[string][]byte{f.name: after}); err != nil {
+	c := change{handlersFile: f, after: after}
+	if c.handlers, err = a.loadHandlers(map[string][]byte{f.name: after}); err == nil {
+		// Judged here, where the place in the file is still told.
+		err = a.canBe(ctx, c.handlers, id)
+	}
+	if err != nil {
 		return refused("handler %d cannot be %s: %v", id, status, firstLine(err))
 	}
-	err = a.put(ctx, []change{c})
-	if wrong := (*web.ProblemsError)(nil); errors.As(err, &wrong) {
-		return refused("handler %d cannot be %s: %v", id, status, firstLine(err))
-	}
-	return err
+	return a.put(ctx, []change{c})
 }
 
 // canBe judges a handler of files that may not be written yet, by making it.

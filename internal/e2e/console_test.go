@@ -755,6 +755,7 @@ http:
 			}
 			c.open("/executions?status=dead")
 			c.click("table.rows tbody td a[href^='/executions/']")
+			c.sees("What changed")
 			c.press("Replay")
 			c.sees("replayed", "Repeats")
 		}},
