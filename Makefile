@@ -54,7 +54,7 @@ demo: deps build ## Show Billhook at work on a throwaway Postgres (DEMO_FLAGS="-
 
 .PHONY: test
 test: test-deps build lint ## Build, lint and run every test with the race detector
-	BILLHOOK_SCREENSHOTS=$${BILLHOOK_SCREENSHOTS:-$(CURDIR)/.cache/console} $(GO) test -race -timeout 10m $(TESTFLAGS) $(PKG)
+	BILLHOOK_SCREENSHOTS=$${BILLHOOK_SCREENSHOTS:-$(CURDIR)/.cache/console} $(GO) test -race -timeout 20m $(TESTFLAGS) $(PKG)
 ifeq ($(PKG),./...)
 	cd deploy && $(GO) test -timeout 10m ./...
 endif

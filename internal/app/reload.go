@@ -29,6 +29,9 @@ const (
 // reloadState is what became of the last reload.
 type reloadState struct{ err error }
 
+// reloadTries bounds how often files that change all the time are read at once.
+const reloadTries = 5
+
 // watch reloads handlers.yaml when it, or a file it names, changes, and on SIGHUP.
 func (a *App) watch(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)
@@ -89,10 +92,16 @@ func (a *App) watch(ctx context.Context) error {
 		if now == seen && !forced {
 			continue
 		}
-		seen = now
-		a.reloadHandlers(ctx)
-		attend() // it may name other files now
-		seen = a.fingerprint(a.loaded.Handlers)
+		// Until what is in force is what the files are: one may have come or changed while
+		// the others were read, and nothing would tell of it again.
+		for range reloadTries {
+			seen = now
+			a.reloadHandlers(ctx)
+			attend() // it may name other files now
+			if now = a.fingerprint(a.loaded.Handlers); now == seen {
+				break
+			}
+		}
 		if asked != nil {
 			asked <- a.reload.Load().err
 		}
