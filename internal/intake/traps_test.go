@@ -682,7 +682,9 @@ func TestFootprint(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		tick := time.NewTicker(3 * time.Millisecond) // so that the stream keeps up
+		// So that the stream keeps up on a busy machine too: with the race detector a read
+		// of memory takes the store half a millisecond.
+		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		for sampling.Err() == nil {
 			<-tick.C
