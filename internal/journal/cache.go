@@ -5,12 +5,15 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"sync"
+	"unsafe"
+
+	"github.com/cockroachdb/pebble/v2"
 )
 
 // cache keeps what memory holds for the rows that were read or written last, so
 // that the usual change of a hot row costs no search in the store. It is one
-// ring of bytes and one table of offsets into it: whatever its size, the
-// collector has nothing to scan.
+// ring of bytes and one table of offsets into it, beside the heap: whatever its size,
+// the collector has nothing to scan and nothing to wait for.
 //
 // It is written through: Commit brings it up to date after the store has taken
 // the batch, so what it knows is always what the store holds.
@@ -32,6 +35,8 @@ type cache struct {
 	// epoch changes with every write, so that a value read from the store before
 	// it does not get in after it.
 	epoch uint64
+
+	free func() // gives ring and table back; neither may be used any more
 }
 
 // An entry is its header, key and value, padded to cacheAlign.
@@ -42,17 +47,20 @@ const (
 	cacheMax    = 4096 // larger entries are not kept
 )
 
-// newCache returns a cache of size bytes, a sixth to a quarter of them for the
-// table. Both are made at once: the system gives memory when it is first touched.
+// newCache returns a cache of size bytes, an eighth to a quarter of them for the
+// table, to be freed.
 func newCache(size int) *cache {
 	slots := 1 << 8
 	for 8*2*slots <= size/4 {
 		slots *= 2
 	}
+	ring := max(size-8*slots, 2*cacheMax) &^ (cacheAlign - 1)
+	b, free := outside(8*slots + ring)
 	return &cache{
 		seed:  maphash.MakeSeed(),
-		ring:  make([]byte, max(size-8*slots, 2*cacheMax)&^(cacheAlign-1)),
-		table: make([]uint64, slots),
+		ring:  b[8*slots:],
+		table: unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), slots),
+		free:  free,
 	}
 }
 
@@ -112,6 +120,29 @@ func (c *cache) put(key, value []byte, ok bool, epoch uint64) {
 	if epoch == c.epoch {
 		c.set(key, value, ok)
 	}
+}
+
+// now returns the epoch, for add.
+func (c *cache) now() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.epoch
+}
+
+// add adds what the store held at epoch. stale: that is no longer so. full: there is no
+// room but that of others.
+func (c *cache) add(key, value []byte, epoch uint64) (stale, full bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case epoch != c.epoch:
+		return true, false
+	case 4*(c.count+1) > 3*len(c.table) || c.wraps || c.tail+cacheMax > len(c.ring):
+		return false, true
+	case c.table[c.slot(key, c.hash(key))] == 0:
+		c.set(key, value, true)
+	}
+	return false, false
 }
 
 // apply adds what p has changed in the store.
@@ -231,4 +262,51 @@ func (c *cache) unlink(i int) {
 		}
 	}
 	c.table[i] = 0
+}
+
+// warmRows is how many keys of memory warm reads at once.
+const warmRows = 256
+
+// warm reads memory into the cache as far as there is room, from the last key down. What a
+// restart has emptied would come back by one search in the store after the other, and
+// that while there is a backlog.
+func (j *Journal) warm() {
+	lower, upper := bounds([]byte{spaceMemory})
+	for more := true; more; {
+		if j.enter() != nil {
+			return
+		}
+		upper, more = j.warmBelow(lower, upper)
+		j.leave()
+	}
+}
+
+// warmBelow reads what comes before upper, and returns where to go on and whether there is
+// more to read and room for it. What cannot be read is left for those who need it to
+// find out.
+func (j *Journal) warmBelow(lower, upper []byte) (next []byte, more bool) {
+	epoch := j.cache.now()
+	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return nil, false
+	}
+	defer it.Close() //nolint:errcheck // nothing hangs on it
+	n := 0
+	for ok := it.Last(); ok && n < warmRows; ok = it.Prev() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return nil, false
+		}
+		switch stale, full := j.cache.add(it.Key()[1:], v, epoch); {
+		case full:
+			return nil, false
+		case stale && n == 0:
+			return upper, true
+		case stale:
+			return next, true
+		}
+		next = append(next[:0], it.Key()...)
+		n++
+	}
+	return next, n == warmRows
 }

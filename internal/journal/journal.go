@@ -75,7 +75,7 @@ type Options struct {
 	// Cache is the number of bytes for what is not on the disk yet and for blocks
 	// that are. 0: 32 MiB.
 	Cache int64
-	// MemoryCache is the size in bytes of the cache of memory. 0: 24 MiB.
+	// MemoryCache is the size in bytes of the cache of memory. 0: 32 MiB.
 	MemoryCache int
 	// MinFree is the number of free bytes on the disk below which intake is
 	// refused; attempts are recorded down to a quarter of it. 0: 512 MiB.
@@ -99,7 +99,7 @@ type Options struct {
 
 const (
 	defaultCache       = 32 << 20
-	defaultMemoryCache = 24 << 20
+	defaultMemoryCache = 32 << 20
 	defaultMinFree     = 512 << 20
 	defaultBucket      = 4 << 20
 	memTableSize       = 8 << 20
@@ -200,7 +200,6 @@ func Open(o Options) (*Journal, error) {
 		acked:  make(chan struct{}),
 		failed: make(chan struct{}),
 	}
-	j.cache = newCache(o.MemoryCache)
 	j.recent, j.recorder = newRecent(), newRecorder()
 	j.batches.New = func() any { return newBatch(j) }
 	j.metrics = newMetrics(o.Registerer)
@@ -216,8 +215,10 @@ func Open(o Options) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
+	j.cache = newCache(o.MemoryCache)
 	if err := j.open(); err != nil {
 		j.disk.release()
+		defer j.cache.free()
 		if j.db != nil && !j.abandoned.Load() {
 			err = errors.Join(err, j.db.Close())
 		}
@@ -227,6 +228,9 @@ func Open(o Options) (*Journal, error) {
 	j.metrics.watch(j)
 	go j.acknowledge()
 	go j.record()
+	if !o.ReadOnly {
+		go j.warm()
+	}
 	return j, nil
 }
 
@@ -422,6 +426,7 @@ func (j *Journal) Close() error {
 		return nil
 	}
 	j.closed = true
+	defer j.cache.free()
 	close(j.acks)
 	<-j.acked
 	close(j.recorder.stop)
