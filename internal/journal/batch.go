@@ -77,16 +77,21 @@ func (b *Batch) Memory(key []byte) (value []byte, ok bool, err error) {
 			return value, ok, err
 		}
 	}
-	value, ok, known, epoch := j.cache.get(b.value[:0], key)
-	if known {
+	value, ok, known := j.delta.get(b.value[:0], key)
+	if !known {
+		var epoch uint64
+		if value, ok, known, epoch = j.cache.get(b.value[:0], key); !known {
+			value, ok, err = b.stored(key)
+			if err == nil {
+				j.cache.put(key, value, ok, epoch)
+			}
+			return value, ok, err
+		}
+	}
+	if ok {
 		b.value = value
-		return value, ok, nil
 	}
-	value, ok, err = b.stored(key)
-	if err == nil {
-		j.cache.put(key, value, ok, epoch)
-	}
-	return value, ok, err
+	return value, ok, nil
 }
 
 // stored reads memory from the store.
@@ -178,7 +183,7 @@ type portion struct {
 }
 
 func (b *Batch) whole() portion {
-	return portion{b.memory.changes(), b.memory.prefixes, b.events, b.position}
+	return portion{b.memory.all(), b.memory.prefixes, b.events, b.position}
 }
 
 func (b *Batch) before() portion {
@@ -226,6 +231,10 @@ func (j *Journal) Commit(b *Batch) (wait func() error, err error) {
 // commit applies one portion of b. Journal.intake is held.
 func (j *Journal) commit(b *Batch, p portion) (*ack, error) {
 	start := time.Now()
+	if err := j.makeRoom(); err != nil {
+		return nil, err
+	}
+	var values uint64
 	e, err := j.applied(b.Bytes()+64*len(b.memory.entries), func(e *edit) error {
 		if err := j.room(b.Bytes(), j.o.MinFree); err != nil {
 			return err
@@ -233,7 +242,8 @@ func (j *Journal) commit(b *Batch, p portion) (*ack, error) {
 		if err := j.inOrder(p.events); err != nil {
 			return err
 		}
-		if err := e.memory(p); err != nil {
+		var err error
+		if values, err = e.delta(p); err != nil {
 			return err
 		}
 		if err := e.roll(); err != nil {
@@ -247,7 +257,10 @@ func (j *Journal) commit(b *Batch, p portion) (*ack, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.cache.apply(p)
+	if values > 0 {
+		j.delta.next += values
+		j.delta.add(p)
+	}
 	return j.push(e, p.position, start), nil
 }
 
@@ -283,33 +296,6 @@ func (j *Journal) room(n int, reserve uint64) error {
 func (j *Journal) inOrder(events []batchEvent) error {
 	if len(events) > 0 && events[0].id.Compare(j.lastEvent) <= 0 {
 		return fmt.Errorf("%w: %v, the last is %v", ErrOrder, events[0].id, j.lastEvent)
-	}
-	return nil
-}
-
-// memory writes what p did to memory.
-func (e *edit) memory(p portion) error {
-	for _, prefix := range p.prefixes {
-		lower, upper := bounds(append([]byte{spaceMemory}, prefix...))
-		if err := e.b.DeleteRange(lower, upper, nil); err != nil {
-			return err
-		}
-	}
-	for c := range p.changes {
-		if !c.ok {
-			e.key = append(append(e.key[:0], spaceMemory), c.key...)
-			if err := e.del(); err != nil {
-				return err
-			}
-			continue
-		}
-		op := e.b.SetDeferred(1+len(c.key), len(c.value))
-		op.Key[0] = spaceMemory
-		copy(op.Key[1:], c.key)
-		copy(op.Value, c.value)
-		if err := op.Finish(); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -15,8 +15,8 @@ import (
 // ring of bytes and one table of offsets into it, beside the heap: whatever its size,
 // the collector has nothing to scan and nothing to wait for.
 //
-// It is written through: Commit brings it up to date after the store has taken
-// the batch, so what it knows is always what the store holds.
+// A merge brings it up to date after the store has taken what it says, see delta: so what
+// it knows is what the store holds, or the delta hides it.
 type cache struct {
 	mu    sync.Mutex
 	seed  maphash.Seed
@@ -57,6 +57,7 @@ func newCache(size int) *cache {
 	ring := max(size-8*slots, 2*cacheMax) &^ (cacheAlign - 1)
 	b, free := outside(8*slots + ring)
 	return &cache{
+		wraps: true, head: ring, last: ring,
 		seed:  maphash.MakeSeed(),
 		ring:  b[8*slots:],
 		table: unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), slots),
@@ -82,6 +83,11 @@ func (c *cache) entryValue(off int) ([]byte, bool) {
 		return nil, false
 	}
 	return c.ring[off+cacheHeader+k : off+cacheHeader+k+n], true
+}
+
+// entryNeeds is the size of an entry.
+func entryNeeds(key, value []byte) int {
+	return (cacheHeader + len(key) + len(value) + cacheAlign - 1) &^ (cacheAlign - 1)
 }
 
 // slot returns the place in the table that refers to key, or the free one where
@@ -129,34 +135,27 @@ func (c *cache) now() uint64 {
 	return c.epoch
 }
 
-// add adds what the store held at epoch. stale: that is no longer so. full: there is no
-// room but that of others.
+// add adds what the store held at epoch, as what goes first. stale: that is no longer so.
+// full: there is no room but that of others.
 func (c *cache) add(key, value []byte, epoch uint64) (stale, full bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case epoch != c.epoch:
 		return true, false
-	case 4*(c.count+1) > 3*len(c.table) || c.wraps || c.tail+cacheMax > len(c.ring):
+	case 4*(c.count+1) > 3*len(c.table) || !c.wraps || c.tail+2*cacheMax > c.head:
 		return false, true
-	case c.table[c.slot(key, c.hash(key))] == 0:
-		c.set(key, value, true)
 	}
+	hash := c.hash(key)
+	i, need := c.slot(key, hash), entryNeeds(key, value)
+	if c.table[i] != 0 || need > cacheMax {
+		return false, false
+	}
+	c.head -= need
+	c.write(c.head, need, hash, key, value, true)
+	c.table[i] = reference(c.head, hash)
+	c.count++
 	return false, false
-}
-
-// apply adds what p has changed in the store.
-func (c *cache) apply(p portion) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.epoch++
-	if len(p.prefixes) > 0 {
-		c.clear()
-		return
-	}
-	for ch := range p.changes {
-		c.set(ch.key, ch.value, ch.ok)
-	}
 }
 
 // forget empties the cache.
@@ -174,7 +173,7 @@ func (c *cache) clear() {
 
 func (c *cache) set(key, value []byte, ok bool) {
 	hash := c.hash(key)
-	need := (cacheHeader + len(key) + len(value) + cacheAlign - 1) &^ (cacheAlign - 1)
+	need := entryNeeds(key, value)
 	i := c.slot(key, hash)
 	if ref := c.table[i]; ref != 0 {
 		off := offset(ref)
@@ -267,9 +266,10 @@ func (c *cache) unlink(i int) {
 // warmRows is how many keys of memory warm reads at once.
 const warmRows = 256
 
-// warm reads memory into the cache as far as there is room, from the last key down. What a
-// restart has emptied would come back by one search in the store after the other, and
-// that while there is a backlog.
+// warm reads memory into the cache as far as there is room, from the last key down: rows
+// stand above what is kept beside them, and so go last. What a restart has emptied
+// would come back by one search in the store after the other, and that while there is a
+// backlog.
 func (j *Journal) warm() {
 	lower, upper := bounds([]byte{spaceMemory})
 	for more := true; more; {

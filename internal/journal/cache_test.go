@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"testing"
 	"time"
 
@@ -31,7 +30,14 @@ func TestCache(t *testing.T) {
 				} else {
 					delete(store, key)
 				}
-				c.apply(portion{changes: slices.Values([]change{{[]byte(key), []byte(value), ok}})})
+				o := newOverlay()
+				o.delete([]byte(key))
+				if ok {
+					o.set([]byte(key), []byte(value))
+				}
+				for range o.changes() { // puts them in order
+				}
+				c.merged(&o)
 				if !ok {
 					continue
 				}
@@ -68,13 +74,13 @@ func TestWarm(t *testing.T) {
 		b.SetMemory(key(i), fmt.Appendf(nil, "old %d", i))
 	}
 	commit(t, j, b)
-	if err := j.Close(); err != nil {
+	if err := errors.Join(j.settle(), j.Close()); err != nil {
 		t.Fatal(err)
 	}
 	for _, size := range []int{256 << 10, 1 << 20} {
 		j := open(t, func(o *Options) { o.FS, o.MemoryCache = fs, size })
 		value := fmt.Sprint("new ", size)
-		for i := n - 1; i >= 0; i -= 10 { // as warm goes
+		for i := 9; i < n; i += 10 { // as warm goes
 			b := j.NewBatch()
 			b.SetMemory(key(i), []byte(value))
 			commit(t, j, b)

@@ -24,6 +24,7 @@ const (
 	bucketV1   = 1
 	stageV1    = 1
 	replayV1   = 1
+	deltaV1    = 1
 )
 
 var errShort = errors.New("value is cut short or has bytes to spare")

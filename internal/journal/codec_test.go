@@ -21,6 +21,7 @@ func FuzzCodec(f *testing.F) {
 	f.Add(appendPosition(nil, &p))
 	f.Add(appendBucketRow(nil, &bucket{first: 1, created: epoch}, epoch))
 	f.Add((&stage{merging: true}).row(nil))
+	f.Add([]byte("\x01\x00\x02a/\x02\x03a/1\x01v\x01\x03b/1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		// A varint may be written longer than need be, so what is compared is
 		// the second writing.
@@ -73,6 +74,8 @@ func FuzzCodec(f *testing.F) {
 			_, _ = lane, id
 		}
 		_, _ = parseStamp(string(b))
+		o := newOverlay()
+		_ = readDelta(&o, b)
 	})
 }
 

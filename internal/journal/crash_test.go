@@ -281,7 +281,7 @@ func TestPowerLoss(t *testing.T) {
 		}
 		fs = clone
 		lookOnly(t, fs)
-		j, err := Open(Options{Path: "j", FS: fs})
+		j, err := Open(Options{mergeAt: 2000, Path: "j", FS: fs})
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -335,7 +335,7 @@ func TestKilled(t *testing.T) {
 		if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 			t.Fatalf("round %d: child: %v", round, err)
 		}
-		j, err := Open(Options{Path: path})
+		j, err := Open(Options{mergeAt: 2000, Path: path})
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -350,7 +350,7 @@ func TestKilled(t *testing.T) {
 func child(path string) {
 	l := &load{seed: uint64(time.Now().UnixNano()), stop: make(chan struct{})}
 	l.acked = func(n int) { fmt.Println("acked", n) }
-	o := Options{Path: path, OnDurable: l.enqueue}
+	o := Options{mergeAt: 2000, Path: path, OnDurable: l.enqueue}
 	crashOptions(&o)
 	j, err := Open(o)
 	if err != nil {

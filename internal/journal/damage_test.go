@@ -125,7 +125,7 @@ func flipBytes(t *testing.T, base *vfs.MemFS, wasKilled bool) {
 			b[i] ^= 1 << r.IntN(8)
 			writeFile(t, fs, name, b)
 			where := fmt.Sprintf("%s, byte %d of %d", name, i, len(b))
-			j, err := Open(Options{Path: "j", FS: fs})
+			j, err := Open(Options{mergeAt: 2000, Path: "j", FS: fs})
 			if err != nil {
 				if !strings.Contains(err.Error(), "journal j") {
 					t.Fatalf("%s: %v", where, err)
@@ -180,7 +180,7 @@ func TestLostFiles(t *testing.T) {
 		if err := fs.RemoveAll(name); err != nil {
 			t.Fatal(err)
 		}
-		j, err := Open(Options{Path: "j", FS: fs})
+		j, err := Open(Options{mergeAt: 2000, Path: "j", FS: fs})
 		if err != nil {
 			t.Logf("without %s: %v", name, err)
 			if !strings.Contains(err.Error(), "journal j") {
@@ -213,7 +213,7 @@ func TestFoldersRefused(t *testing.T) {
 	if err := os.Mkdir(other, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(other, "JOURNAL"), []byte("Billhook journal\nformat 2\nstate ready\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(other, "JOURNAL"), []byte("Billhook journal\nformat 3\nstate ready\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ours := filepath.Join(dir, "deep", "down")
@@ -232,7 +232,7 @@ func TestFoldersRefused(t *testing.T) {
 		{full, `is not a journal: it holds "x"; set journal.path to an empty or new folder`, nil, false},
 		{filepath.Join(locked, "j"), "may not make the folder; run: sudo install -d -o ", os.ErrPermission, true},
 		{locked, "may not lock the folder; run: sudo install -d -o ", os.ErrPermission, true},
-		{other, "has format 2, this billhook reads format 1; run the billhook that wrote it", ErrFormat, false},
+		{other, "has format 3, this billhook reads formats 1 to 2; run the billhook that wrote it", ErrFormat, false},
 		{ours, fmt.Sprintf("is in use by process %d; stop it first", os.Getpid()), nil, false},
 	} {
 		if c.root && os.Getuid() == 0 {

@@ -63,7 +63,7 @@ func TestDiskError(t *testing.T) {
 			}
 			return nil
 		}))
-		j, err := Open(Options{Path: "j", FS: failing, memTable: 64 << 10})
+		j, err := Open(Options{mergeAt: 2000, Path: "j", FS: failing, memTable: 64 << 10})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func TestDiskError(t *testing.T) {
 		}
 		// As it is, and as it were had the power gone as well.
 		for _, fs := range []vfs.FS{fs.CrashClone(vfs.CrashCloneCfg{}), fs} {
-			j, err := Open(Options{Path: "j", FS: fs})
+			j, err := Open(Options{mergeAt: 2000, Path: "j", FS: fs})
 			if err != nil {
 				t.Fatalf("operation %d: open: %v", k, err)
 			}
@@ -255,7 +255,7 @@ func TestDiskFull(t *testing.T) {
 func TestCloseOnFullDisk(t *testing.T) {
 	fs := &limited{FS: vfs.NewMem()}
 	fs.free.Store(1 << 20)
-	j, err := Open(Options{Path: "j", FS: fs, MinFree: 1, memTable: 64 << 10})
+	j, err := Open(Options{mergeAt: 2000, Path: "j", FS: fs, MinFree: 1, memTable: 64 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,7 @@ func TestCloseOnFullDisk(t *testing.T) {
 	}
 	n := <-acked
 	fs.free.Store(1 << 40)
-	j, err = Open(Options{Path: "j", FS: fs})
+	j, err = Open(Options{mergeAt: 2000, Path: "j", FS: fs})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestCloseWithoutTables(t *testing.T) {
 			refused.Store(true)
 			return failure
 		}))
-		j, err := Open(Options{Path: "j", FS: failing, MinFree: 1, memTable: 64 << 10})
+		j, err := Open(Options{mergeAt: 2000, Path: "j", FS: failing, MinFree: 1, memTable: 64 << 10})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,7 +316,7 @@ func TestCloseWithoutTables(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := <-acked
-		if j, err = Open(Options{Path: "j", FS: fs}); err != nil {
+		if j, err = Open(Options{mergeAt: 2000, Path: "j", FS: fs}); err != nil {
 			t.Fatal(err)
 		}
 		intact(t, j, n)

@@ -26,8 +26,15 @@ const (
 	storeDir  = "store"
 )
 
-// formatVersion is the version of the key layout. A binary opens only its own.
-const formatVersion = 1
+// formatVersion is the version of the key layout. A binary opens its own and older ones,
+// which it makes its own.
+//
+//	1
+//	2  memory is in two places, m and d
+const (
+	formatVersion = 2
+	oldestVersion = 1
+)
 
 // stamp is the content of JOURNAL. It is written in two steps, so that an
 // interrupted creation can be told from a store that has gone: "creating" before
@@ -61,7 +68,7 @@ func parseStamp(text string) (stamp, error) {
 	if s.format, err = strconv.Atoi(format); err != nil {
 		return s, fmt.Errorf("format %q is not a number", format)
 	}
-	if s.state, ok = strings.CutPrefix(lines[2], "state "); !ok || s.format == formatVersion && s.state != stateCreating && s.state != stateReady {
+	if s.state, ok = strings.CutPrefix(lines[2], "state "); !ok || s.format <= formatVersion && s.state != stateCreating && s.state != stateReady {
 		return s, errors.New("third line is not its state")
 	}
 	return s, nil
@@ -159,6 +166,11 @@ func openFolder(fsys vfs.FS, path string) (_ *folder, err error) {
 		if err := f.judge(text); err != nil {
 			return nil, err
 		}
+		if f.stamp.format < formatVersion { // before anything is written that the older one does not know
+			if err := f.write(stamp{formatVersion, f.stamp.state}); err != nil {
+				return nil, f.refused("write the folder", err)
+			}
+		}
 	}
 	if err := f.replace(ownerFile, fmt.Sprintf("%d\n", syscall.Getpid())); err != nil {
 		return nil, f.refused("write the folder", err)
@@ -171,8 +183,8 @@ func (f *folder) judge(text string) (err error) {
 	if f.stamp, err = parseStamp(text); err != nil {
 		return fmt.Errorf("%w: %s in journal %s: %w; restore the folder from a backup, or set journal.path to an empty folder", ErrDamaged, stampFile, f.path, err)
 	}
-	if f.stamp.format != formatVersion {
-		return fmt.Errorf("%w: journal %s has format %d, this billhook reads format %d; run the billhook that wrote it, or set journal.path to an empty folder", ErrFormat, f.path, f.stamp.format, formatVersion)
+	if f.stamp.format < oldestVersion || f.stamp.format > formatVersion {
+		return fmt.Errorf("%w: journal %s has format %d, this billhook reads formats %d to %d; run the billhook that wrote it, or set journal.path to an empty folder", ErrFormat, f.path, f.stamp.format, oldestVersion, formatVersion)
 	}
 	return nil
 }

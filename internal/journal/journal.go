@@ -75,7 +75,7 @@ type Options struct {
 	// Cache is the number of bytes for what is not on the disk yet and for blocks
 	// that are. 0: 32 MiB.
 	Cache int64
-	// MemoryCache is the size in bytes of the cache of memory. 0: 32 MiB.
+	// MemoryCache is the size in bytes of the cache of memory. 0: 24 MiB.
 	MemoryCache int
 	// MinFree is the number of free bytes on the disk below which intake is
 	// refused; attempts are recorded down to a quarter of it. 0: 512 MiB.
@@ -95,11 +95,12 @@ type Options struct {
 	// What tests make small.
 	bucketIDs uint64
 	memTable  uint64
+	mergeAt   int
 }
 
 const (
 	defaultCache       = 32 << 20
-	defaultMemoryCache = 32 << 20
+	defaultMemoryCache = 24 << 20
 	defaultMinFree     = 512 << 20
 	defaultBucket      = 4 << 20
 	memTableSize       = 8 << 20
@@ -152,6 +153,7 @@ type Journal struct {
 	failure   error
 	abandoned atomic.Bool // the store panicked: it cannot be closed
 	batches   sync.Pool
+	delta     delta
 	cache     *cache
 	recent    *recent
 	recorder  *recorder
@@ -190,7 +192,11 @@ func Open(o Options) (*Journal, error) {
 	if o.memTable == 0 {
 		o.memTable = memTableSize
 	}
+	if o.mergeAt == 0 {
+		o.mergeAt = mergeAt
+	}
 	j := &Journal{
+		delta:  newDelta(),
 		o:      o,
 		log:    o.Logger,
 		now:    o.Now,
@@ -325,6 +331,7 @@ func (j *Journal) openStore(exists bool) (err error) {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		opts.Levels[i].IndexBlockSize = 32 << 10 // one level of index for most tables
 	}
+	opts.Experimental.SpanPolicyFunc = spans
 	opts.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
 	db, err := pebble.Open(j.folder.store(), opts)
 	if err != nil {
@@ -332,6 +339,18 @@ func (j *Journal) openStore(exists bool) (err error) {
 	}
 	j.db = db
 	return nil
+}
+
+// spans has tables end where memory begins and ends. A table from L to p lies over all of
+// memory, which would be written anew with it whenever it is merged below.
+func spans(start []byte) (policy pebble.SpanPolicy, end []byte, err error) {
+	switch {
+	case start[0] < spaceMemory:
+		return policy, []byte{spaceMemory}, nil
+	case start[0] == spaceMemory:
+		return policy, []byte{spaceMemory + 1}, nil
+	}
+	return policy, nil, nil
 }
 
 // load reads what is kept in memory and finishes or clears what a kill left
@@ -361,6 +380,9 @@ func (j *Journal) load() error {
 		j.nextID = idOf(k) + 1
 	}
 	if err := j.loadPosition(); err != nil {
+		return err
+	}
+	if err := j.delta.load(j.db); err != nil {
 		return err
 	}
 	j.lastEvent = cur.after
@@ -431,6 +453,7 @@ func (j *Journal) Close() error {
 	<-j.acked
 	close(j.recorder.stop)
 	<-j.recorder.ended
+	<-j.delta.merged
 	j.metrics.unwatch()
 	var err error
 	if !j.abandoned.Load() {
@@ -607,10 +630,10 @@ func (j *Journal) ScanMemory(ctx context.Context, prefix []byte, f func(key, val
 		return err
 	}
 	defer j.leave()
-	return scan(j.db, append([]byte{spaceMemory}, prefix...), func(k, v []byte) error {
+	return j.scanMemory(prefix, prefix, nil, func(k, v []byte) (bool, error) {
 		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
-		return f(k[1:], v)
+		return true, f(k, v)
 	})
 }

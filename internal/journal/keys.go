@@ -17,6 +17,7 @@ const (
 	spaceLog     = 'L' // everything that retention drops: number, one of the log* bytes, ...
 	spaceHistory = 'h' // what happened in a minute: minute since 1970
 	spaceMemory  = 'm' // memory, by the caller's key
+	spaceDelta   = 'd' // what commits have done to memory and is not there yet, see delta.go: number
 	spacePending = 'p' // pending executions by lane: lane, execution
 	spaceReplay  = 'r' // what is kept of replays: number
 	spaceStage   = 's' // an unfinished large transaction, see stage.go

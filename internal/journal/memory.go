@@ -184,6 +184,19 @@ func (o *overlay) grow() {
 	}
 }
 
+// all are all entries as they are now.
+func (o *overlay) all() iter.Seq[change] {
+	return func(yield func(change) bool) {
+		for i := range o.entries {
+			e := &o.entries[i]
+			v, ok := o.slice(e.val, e.valLen)
+			if !yield(change{o.keyOf(e), v, ok}) {
+				return
+			}
+		}
+	}
+}
+
 // changes are all entries as they are now, in the order of keys: the store takes
 // sorted keys in less time.
 func (o *overlay) changes() iter.Seq[change] {

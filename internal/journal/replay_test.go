@@ -87,7 +87,7 @@ func TestReplayPowerLoss(t *testing.T) {
 	}
 	look := func(clone *vfs.MemFS, acked int, exact bool) {
 		t.Helper()
-		j, err := Open(Options{Path: "j", FS: clone})
+		j, err := Open(Options{mergeAt: 2000, Path: "j", FS: clone})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -43,12 +43,17 @@ func (j *Journal) excess() (uint64, error) {
 	if j.o.MaxSize == 0 {
 		return 0, nil
 	}
-	total, err := j.db.EstimateDiskUsage([]byte{spaceMemory}, []byte{spaceMemory + 1})
-	if err != nil {
-		return 0, err
+	var total uint64
+	for _, space := range [...]byte{spaceMemory, spaceDelta} {
+		size, err := j.db.EstimateDiskUsage([]byte{space}, []byte{space + 1})
+		if err != nil {
+			return 0, err
+		}
+		total += size
 	}
 	var size uint64
 	for _, bk := range *j.buckets.Load() {
+		var err error
 		if size, err = j.bucketSize(bk); err != nil {
 			return 0, err
 		}

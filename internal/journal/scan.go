@@ -25,9 +25,18 @@ func (b *Batch) ScanMemory(from, prefix []byte, f func(key, value []byte) (more 
 	if bytes.Compare(from, prefix) < 0 {
 		from = prefix
 	}
-	own := b.memory.from(from, prefix)
+	return j.scanMemory(from, prefix, &b.memory, f)
+}
+
+// scanMemory calls f with the keys of memory that start with prefix and are not below
+// from, in order, as they are and with what own does to them.
+func (j *Journal) scanMemory(from, prefix []byte, own *overlay, f func(key, value []byte) (more bool, err error)) (err error) {
 	_, upper := bounds(append([]byte{spaceMemory}, prefix...))
-	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: append([]byte{spaceMemory}, from...), UpperBound: upper})
+	var it *pebble.Iterator
+	hiding, prefixes, err := j.delta.from(from, prefix, func() (err error) {
+		it, err = j.db.NewIter(&pebble.IterOptions{LowerBound: append([]byte{spaceMemory}, from...), UpperBound: upper})
+		return err
+	})
 	if err != nil {
 		return j.memoryError(prefix, err)
 	}
@@ -36,16 +45,20 @@ func (b *Batch) ScanMemory(from, prefix []byte, f func(key, value []byte) (more 
 			err = j.memoryError(prefix, cerr)
 		}
 	}()
+	if own != nil {
+		hiding = upon(hiding, own.from(from, prefix), own.prefixes)
+		prefixes = append(prefixes, own.prefixes...)
+	}
 	stored := it.First()
-	for stored || len(own) > 0 {
-		if len(own) > 0 {
+	for stored || len(hiding) > 0 {
+		if len(hiding) > 0 {
 			n := -1
 			if stored {
-				n = bytes.Compare(own[0].key, it.Key()[1:])
+				n = bytes.Compare(hiding[0].key, it.Key()[1:])
 			}
-			if n <= 0 { // what the batch says of a key hides what is stored
-				c := own[0]
-				own = own[1:]
+			if n <= 0 { // what is newer of a key hides what is stored
+				c := hiding[0]
+				hiding = hiding[1:]
 				if n == 0 {
 					stored = it.Next()
 				}
@@ -58,7 +71,7 @@ func (b *Batch) ScanMemory(from, prefix []byte, f func(key, value []byte) (more 
 				continue
 			}
 		}
-		if key := it.Key()[1:]; !covered(b.memory.prefixes, key) {
+		if key := it.Key()[1:]; !covered(prefixes, key) {
 			v, err := it.ValueAndErr()
 			if err != nil {
 				return j.memoryError(key, err)

@@ -12,7 +12,7 @@ import (
 // What a batch scans is what its reads would give, whatever of it is stored, set
 // or deleted, and in order.
 func TestBatchScanMemory(t *testing.T) {
-	j, err := Open(Options{Path: t.TempDir()})
+	j, err := Open(Options{mergeAt: 2000, Path: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

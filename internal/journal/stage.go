@@ -211,6 +211,9 @@ func (j *Journal) finishStage() error {
 	if j.stage == nil {
 		return nil
 	}
+	if err := j.settle(); err != nil {
+		return err
+	}
 	return j.merge(func(e *edit, _ time.Time, _ bool) error { return e.wait() })
 }
 
@@ -280,6 +283,10 @@ func (b *Batch) stagedMemory(key []byte) (value []byte, ok, known bool, err erro
 func (j *Journal) commitStage(b *Batch) (*ack, error) {
 	if b.position == nil {
 		return nil, errors.New("commit of a staged transaction without a position")
+	}
+	// What is merged goes into its place past the delta.
+	if err := j.settle(); err != nil {
+		return nil, err
 	}
 	a, err := j.commitPiece(b, b.whole(), b.position)
 	if err != nil {

@@ -167,6 +167,9 @@ func TestLargeTransactionCut(t *testing.T) {
 
 	// Cut the merge short after each of its commits.
 	b.SetPosition(position(3))
+	if err := j.settle(); err != nil {
+		t.Fatal(err)
+	}
 	a, err := j.commitPiece(b, b.whole(), b.position)
 	if err != nil {
 		t.Fatal(err)

@@ -404,6 +404,14 @@ func (v *verifier) known() error {
 		switch k[0] {
 		case spaceMemory, spacePending, spaceBucket:
 			return nil
+		case spaceDelta:
+			o := newOverlay()
+			if err := readDelta(&o, val); err != nil {
+				return v.bad("changes of memory %x: %w", k[1:], err)
+			}
+			if len(k) == 9 {
+				return nil
+			}
 		case spaceReplay:
 			if len(k) == 9 && len(val) > 0 && val[0] == replayV1 {
 				return nil

@@ -118,7 +118,7 @@ func files(t testing.TB, fs vfs.FS, path string) map[string]string {
 func lookOnly(t testing.TB, fs vfs.FS) {
 	t.Helper()
 	before := files(t, fs, "j")
-	j, err := Open(Options{Path: "j", FS: fs, ReadOnly: true})
+	j, err := Open(Options{mergeAt: 2000, Path: "j", FS: fs, ReadOnly: true})
 	if err != nil {
 		t.Fatal(err)
 	}
