@@ -224,38 +224,50 @@ func (d *delta) merging() bool {
 // up. Journal.intake is held.
 func (j *Journal) makeRoom() error {
 	d := &j.delta
-	for {
-		size := d.cur.size()
-		switch {
-		case size < j.o.mergeAt:
-			return nil
-		case !d.merging():
-			j.beginMerge()
-			return nil
-		case size < mergeFactor*j.o.mergeAt:
-			return nil
-		}
-		select {
-		case <-d.merged:
-		case <-j.failed:
-			return j.Err()
-		case <-time.After(50 * time.Millisecond):
-			if j.disk.full() {
-				return fmt.Errorf("%w: a write to %s is waiting for space", ErrDiskFull, j.o.Path)
-			}
+	size := d.cur.size()
+	if size >= mergeFactor*j.o.mergeAt && d.merging() {
+		if err := j.untilMerged(); err != nil {
+			return err
 		}
 	}
+	if size < j.o.mergeAt || d.merging() {
+		return nil
+	}
+	if err := j.Err(); err != nil {
+		return err // nor was the one before finished
+	}
+	j.beginMerge()
+	return nil
 }
 
 // settle merges all there is. Journal.intake is held, or nobody else has the journal yet.
 func (j *Journal) settle() error {
 	d := &j.delta
-	<-d.merged
-	if len(d.cur.entries) > 0 || len(d.cur.prefixes) > 0 {
+	err := j.untilMerged()
+	if err == nil && (len(d.cur.entries) > 0 || len(d.cur.prefixes) > 0) {
 		j.beginMerge()
-		<-d.merged
+		err = j.untilMerged()
 	}
-	return j.Err()
+	return err
+}
+
+// untilMerged waits for the merge under way, but not while that waits for space.
+// Journal.intake is held.
+func (j *Journal) untilMerged() error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-j.delta.merged:
+			return j.Err()
+		case <-j.failed:
+			return j.Err()
+		case <-tick.C:
+			if j.disk.full() {
+				return fmt.Errorf("%w: a write to %s is waiting for space", ErrDiskFull, j.o.Path)
+			}
+		}
+	}
 }
 
 // beginMerge merges cur, beside what goes on. None is under way, and Journal.intake is held.

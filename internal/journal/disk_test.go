@@ -63,7 +63,7 @@ func TestDiskError(t *testing.T) {
 			}
 			return nil
 		}))
-		j, err := Open(Options{mergeAt: 2000, Path: "j", FS: failing, memTable: 64 << 10})
+		j, err := Open(Options{mergeAt: 1, Path: "j", FS: failing, memTable: 64 << 10})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,8 +79,10 @@ func TestDiskError(t *testing.T) {
 			default:
 				t.Fatalf("operation %d: not stopped", k)
 			}
-			if _, err := traffic(j, 1000, 1); !errors.Is(err, ErrStopped) {
-				t.Fatalf("operation %d: a write after the stop: %v", k, err)
+			for range 3 {
+				if _, err := traffic(j, 1000, 1); !errors.Is(err, ErrStopped) {
+					t.Fatalf("operation %d: a write after the stop: %v", k, err)
+				}
 			}
 			if _, err := j.Execution(1); err != nil && !errors.Is(err, ErrNotFound) {
 				t.Fatalf("operation %d: %v", k, err)
