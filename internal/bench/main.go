@@ -374,13 +374,22 @@ func (b *bench) billhook(ctx context.Context, attached string, end wal.LSN) (res
 		return result{}, err
 	}
 	w := b.watch(ctx, "billhook", p.cmd.Process.Pid)
+	var first wal.LSN
 	for {
 		lsn, err := p.durable(ctx)
 		if err == nil && lsn >= end {
 			break
 		}
+		if first == 0 {
+			first = lsn
+		}
+		// To answer costs what is measured: often only when the end is near.
+		pause := 250 * time.Millisecond
+		if err == nil && first > 0 && (end-lsn)*20 < end-first {
+			pause = 20 * time.Millisecond
+		}
 		select {
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(pause):
 		case <-p.ended:
 			return result{}, errors.Join(errors.New("it ended by itself"), p.stop())
 		case <-ctx.Done():
