@@ -264,8 +264,10 @@ func (c *console) reachable(name string) {
 		const all = [...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex='0']")];
 		// Of radio buttons only the chosen one is on the way of Tab.
 		window.untouched = new Set(all.filter((e) => e.checkVisibility() && !e.disabled && !(e.type == "radio" && !e.checked)));
-		window.still = (e) => e.preventDefault(); // nothing is exchanged meanwhile
+		// Nothing is exchanged meanwhile, nor what was asked for before.
+		window.still = (e) => { e.type == "htmx:beforeSwap" ? e.detail.shouldSwap = false : e.preventDefault(); };
 		document.addEventListener("htmx:beforeRequest", window.still);
+		document.addEventListener("htmx:beforeSwap", window.still);
 		return window.untouched.size;
 	})()`)
 	for range n + 20 {
@@ -285,6 +287,7 @@ func (c *console) reachable(name string) {
 	}
 	if left := eval[string](c, `(() => {
 		document.removeEventListener("htmx:beforeRequest", window.still);
+		document.removeEventListener("htmx:beforeSwap", window.still);
 		document.activeElement.blur();
 		return [...window.untouched].map((e) => e.outerHTML.slice(0, 120)).join("\n");
 	})()`); left != "" {

@@ -90,11 +90,15 @@ func TestWarm(t *testing.T) {
 			defer j.cache.mu.Unlock()
 			return j.cache.count
 		}
-		for deadline := time.Now().Add(20 * time.Second); cached() < min(n, size/100); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
+		tick, deadline := time.NewTicker(time.Millisecond), time.After(20*time.Second)
+		for cached() < min(n, size/100) {
+			select {
+			case <-tick.C:
+			case <-deadline:
 				t.Fatalf("%d keys are in a cache of %d bytes", cached(), size)
 			}
 		}
+		tick.Stop()
 		b := j.NewBatch()
 		for i := range n {
 			want := fmt.Sprintf("old %d", i)
