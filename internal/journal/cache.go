@@ -57,6 +57,7 @@ func newCache(size int) *cache {
 	ring := max(size-8*slots, 2*cacheMax) &^ (cacheAlign - 1)
 	b, free := outside(8*slots + ring)
 	return &cache{
+		// Nothing stands before the end yet: add puts it there from the end down.
 		wraps: true, head: ring, last: ring,
 		seed:  maphash.MakeSeed(),
 		ring:  b[8*slots:],

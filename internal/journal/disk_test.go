@@ -95,7 +95,7 @@ func TestDiskError(t *testing.T) {
 		}
 		// As it is, and as it were had the power gone as well.
 		for _, fs := range []vfs.FS{fs.CrashClone(vfs.CrashCloneCfg{}), fs} {
-			j, err := Open(Options{mergeAt: 2000, Path: "j", FS: fs})
+			j, err := Open(Options{mergeAt: 1, Path: "j", FS: fs})
 			if err != nil {
 				t.Fatalf("operation %d: open: %v", k, err)
 			}
@@ -257,7 +257,7 @@ func TestDiskFull(t *testing.T) {
 func TestCloseOnFullDisk(t *testing.T) {
 	fs := &limited{FS: vfs.NewMem()}
 	fs.free.Store(1 << 20)
-	j, err := Open(Options{mergeAt: 2000, Path: "j", FS: fs, MinFree: 1, memTable: 64 << 10})
+	j, err := Open(Options{mergeAt: 1, Path: "j", FS: fs, MinFree: 1, memTable: 64 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +276,7 @@ func TestCloseOnFullDisk(t *testing.T) {
 	}
 	n := <-acked
 	fs.free.Store(1 << 40)
-	j, err = Open(Options{mergeAt: 2000, Path: "j", FS: fs})
+	j, err = Open(Options{mergeAt: 1, Path: "j", FS: fs})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +299,7 @@ func TestCloseWithoutTables(t *testing.T) {
 			refused.Store(true)
 			return failure
 		}))
-		j, err := Open(Options{mergeAt: 2000, Path: "j", FS: failing, MinFree: 1, memTable: 64 << 10})
+		j, err := Open(Options{mergeAt: 1, Path: "j", FS: failing, MinFree: 1, memTable: 64 << 10})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,7 +318,7 @@ func TestCloseWithoutTables(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := <-acked
-		if j, err = Open(Options{mergeAt: 2000, Path: "j", FS: fs}); err != nil {
+		if j, err = Open(Options{mergeAt: 1, Path: "j", FS: fs}); err != nil {
 			t.Fatal(err)
 		}
 		intact(t, j, n)
