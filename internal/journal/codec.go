@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"math"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/handler"
@@ -62,10 +64,13 @@ func appendBool(b []byte, v bool) []byte {
 }
 
 // cut takes a value apart. After the first shortage all it gives is zero, and
-// done reports it. The strings it gives share one copy of the value.
+// done reports it. The strings and bytes it gives share one copy of the value, so
+// nobody may write to the bytes.
 type cut struct {
-	s   string
+	s   string // what is left of copy
 	err error
+
+	copy []byte
 }
 
 func newCut(value []byte, version byte) cut {
@@ -75,7 +80,9 @@ func newCut(value []byte, version byte) cut {
 	if value[0] != version {
 		return cut{err: fmt.Errorf("value has layout %d, want %d", value[0], version)}
 	}
-	return cut{s: string(value[1:])}
+	c := cut{copy: bytes.Clone(value[1:])}
+	c.s = unsafe.String(unsafe.SliceData(c.copy), len(c.copy)) //nolint:gosec // nothing writes to copy
+	return c
 }
 
 func (c *cut) take(n uint64) string {
@@ -143,11 +150,12 @@ func (c *cut) varint() int64 {
 func (c *cut) string() string { return c.take(c.uvarint()) }
 
 func (c *cut) bytes() []byte {
-	s := c.string()
-	if s == "" {
+	n := len(c.string())
+	if n == 0 {
 		return nil
 	}
-	return []byte(s)
+	to := len(c.copy) - len(c.s)
+	return c.copy[to-n : to : to]
 }
 
 func (c *cut) eventID() event.ID {

@@ -14,24 +14,33 @@ func (j *Journal) Event(id event.ID) (*event.Event, error) {
 		return nil, err
 	}
 	defer j.leave()
-	e, follow := j.recent.event(id)
+	e, follow, landed := j.recent.event(id)
+	if landed != nil {
+		<-landed
+		e, follow, _ = j.recent.event(id)
+	}
 	if e != nil {
 		return e, nil
 	}
-	if home := j.buckets.Load().home(id); follow && home != nil {
-		list, err := readEvents(j.db, home.number, id, j.LastEvent())
-		if err == nil && len(list) > 0 && list[0].ID == id {
-			j.recent.keepEvents(list)
+	if follow {
+		var list []*event.Event
+		if home := j.buckets.Load().home(id); home != nil {
+			var err error
+			if list, err = readEvents(j.db, home.number, id, j.LastEvent()); err != nil || len(list) == 0 || list[0].ID != id {
+				list = nil // it may be a copy elsewhere, and what is wrong with another does not matter
+			}
+		}
+		j.recent.eventsAhead(list)
+		if list != nil {
 			return list[0], nil
 		}
-		// It may be a copy elsewhere, and what is wrong with another does not matter.
 	}
 	v, err := j.eventRow(j.db, id)
 	if err != nil {
 		return nil, err
 	}
 	if e, err = decodeEvent(id, v); err == nil {
-		j.recent.keepEvents([]*event.Event{e})
+		j.recent.eventAlone(e)
 	}
 	return e, err
 }

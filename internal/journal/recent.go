@@ -45,10 +45,18 @@ type ahead[T any] struct {
 	read   int // by the last reading ahead
 	hits   int // since
 	misses int // alone, since
+
+	// One reads ahead at a time. Whoever looks for what it may bring waits for it, and
+	// does not read the same.
+	from, to T
+	landed   chan struct{} // closed when it is in; nil: nobody reads ahead
 }
 
 // worth reports whether a miss should read what follows.
 func (a *ahead[T]) worth(follows bool) bool {
+	if a.landed != nil {
+		return false
+	}
 	if follows && (4*a.hits >= a.read || a.misses >= probeAfter) {
 		return true
 	}
@@ -56,39 +64,67 @@ func (a *ahead[T]) worth(follows bool) bool {
 	return false
 }
 
-func (a *ahead[T]) done(last T, n int) { a.last, a.read, a.hits, a.misses = last, n, 0, 0 }
+// begin says that its caller reads ahead, land that it has read n, up to last.
+func (a *ahead[T]) begin(from, to T) { a.from, a.to, a.landed = from, to, make(chan struct{}) }
+
+func (a *ahead[T]) land(last T, n int) {
+	if n > 0 {
+		a.last, a.read, a.hits, a.misses = last, n, 0, 0
+	}
+	close(a.landed)
+	a.landed = nil
+}
 
 func newRecent() *recent { return &recent{events: make(map[event.ID]*event.Event, recentEvents)} }
 
 // row returns an execution if it is known. If not, to is the last id that is to be read
-// with it, and version what keep wants to be told.
-func (c *recent) row(id uint64) (x Execution, ok bool, to uint64, version uint32) {
+// with it, and version what keep or ahead wants to be told: ahead if to is above id, keep
+// if it is not. When another is reading it, landed is closed once that is in.
+func (c *recent) row(id uint64) (x Execution, ok bool, to uint64, version uint32, landed <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if x := &c.rows[id%recentRows]; x.ID == id {
-		c.rowsRead.hits++
-		return *x, true, 0, 0
-	}
 	a := &c.rowsRead
-	to = id
+	if x := &c.rows[id%recentRows]; x.ID == id {
+		a.hits++
+		return *x, true, 0, 0, nil
+	}
+	version = c.versions[id/readAhead%uint64(len(c.versions))]
+	if a.landed != nil && a.from <= id && id <= a.to {
+		return Execution{}, false, id, version, a.landed
+	}
 	if a.worth(id > a.last && id-a.last <= readAhead) {
 		to = id | (readAhead - 1)
-	} else {
-		a.last = id
+		if to > id {
+			a.begin(id, to)
+		}
+		return Execution{}, false, to, version, nil
 	}
-	return Execution{}, false, to, c.versions[id/readAhead%uint64(len(c.versions))]
+	a.last = id
+	return Execution{}, false, id, version, nil
 }
 
-// keep takes what was read after row had told version: consecutive executions of one
-// run of readAhead.
-func (c *recent) keep(list []Execution, version uint32) {
+// ahead takes what was read after row had said that more than one was to be: consecutive
+// executions of one run of readAhead, or none.
+func (c *recent) ahead(list []Execution, version uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	first, last := list[0].ID, list[len(list)-1].ID
-	if len(list) > 1 {
-		c.rowsRead.done(last, len(list))
+	last := uint64(0)
+	if n := len(list); n > 0 {
+		last = list[n-1].ID
+		c.keep(list, version)
 	}
-	if c.versions[first/readAhead%uint64(len(c.versions))] != version {
+	c.rowsRead.land(last, len(list))
+}
+
+// alone takes an execution that was read by itself.
+func (c *recent) alone(x Execution, version uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keep([]Execution{x}, version)
+}
+
+func (c *recent) keep(list []Execution, version uint32) {
+	if c.versions[list[0].ID/readAhead%uint64(len(c.versions))] != version {
 		return
 	}
 	for i := range list {
@@ -120,37 +156,56 @@ func (c *recent) forget() {
 }
 
 // event returns an event if it is known. If not, follow says that those after it are to
-// be read with it.
-func (c *recent) event(id event.ID) (e *event.Event, follow bool) {
+// be read with it and given to eventsAhead. When another reads what may have it, landed is
+// closed once that is in.
+func (c *recent) event(id event.ID) (e *event.Event, follow bool, landed <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := &c.eventsRead
 	if e := c.events[id]; e != nil {
 		a.hits++
-		return e, false
+		return e, false, nil
+	}
+	if a.landed != nil && id.Compare(a.from) >= 0 {
+		return nil, false, a.landed
 	}
 	if a.worth(id.Compare(a.last) > 0) {
-		return nil, true
+		a.begin(id, id)
+		return nil, true, nil
 	}
 	a.last = id
-	return nil, false
+	return nil, false, nil
 }
 
-// keepEvents takes what was read, in order.
-func (c *recent) keepEvents(list []*event.Event) {
+// eventsAhead takes what was read after event had said that those that follow are to be:
+// in order, or none.
+func (c *recent) eventsAhead(list []*event.Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(list) > 1 {
-		c.eventsRead.done(list[len(list)-1].ID, len(list))
+	var last event.ID
+	if n := len(list); n > 0 {
+		last = list[n-1].ID
 	}
 	for _, e := range list {
-		if c.events[e.ID] != nil {
-			continue
-		}
-		delete(c.events, c.order[c.next])
-		c.order[c.next], c.events[e.ID] = e.ID, e
-		c.next = (c.next + 1) % recentEvents
+		c.keepEvent(e)
 	}
+	c.eventsRead.land(last, len(list))
+}
+
+// eventAlone takes an event that was read by itself.
+func (c *recent) eventAlone(e *event.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keepEvent(e)
+}
+
+func (c *recent) keepEvent(e *event.Event) {
+	if c.events[e.ID] != nil {
+		return
+	}
+	delete(c.events, c.order[c.next])
+	c.order[c.next], c.events[e.ID] = e.ID, e
+	c.next = (c.next + 1) % recentEvents
 }
 
 // readRows reads the executions from id to the last one that is asked for.
@@ -208,21 +263,27 @@ const maxReadAhead = 128 << 10
 
 // recently reads an execution, or finds it among those that were read or written last.
 func (j *Journal) recently(bucket uint32, id uint64) (Execution, error) {
-	x, ok, to, version := j.recent.row(id)
+	x, ok, to, version, landed := j.recent.row(id)
+	if landed != nil {
+		<-landed
+		x, ok, to, version, landed = j.recent.row(id)
+	}
 	if ok {
 		return x, nil
 	}
 	if to > id {
 		list, err := readRows(j.db, bucket, id, to)
-		if err == nil && len(list) > 0 && list[0].ID == id {
-			j.recent.keep(list, version)
+		if err != nil || len(list) == 0 || list[0].ID != id {
+			list = nil // whatever is wrong with those after it is not wrong with this one
+		}
+		j.recent.ahead(list, version)
+		if list != nil {
 			return list[0], nil
 		}
-		// Whatever is wrong with those after it is not wrong with this one.
 	}
 	x, err := readRow(j.db, bucket, id)
 	if err == nil {
-		j.recent.keep([]Execution{x}, version)
+		j.recent.alone(x, version)
 	}
 	return x, err
 }
