@@ -103,6 +103,7 @@ func (d *Dispatcher) step(l *line, g *gate) {
 	if aside {
 		d.recording++
 		d.wg.Add(1)
+		x.outcome.Patient = l.rewind == 0 && l.bound() <= x.id
 	}
 	d.mu.Unlock()
 

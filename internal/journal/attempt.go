@@ -48,6 +48,9 @@ type Outcome struct {
 	// OnDead, when the status becomes Dead, makes an execution of the same event at
 	// the end of the lane, whose DeadOf is this one.
 	OnDead *Planned
+	// Patient says that nothing waits for it to be durable, as when it is the last of
+	// its lane: then it may wait a moment for others to share its commit.
+	Patient bool
 }
 
 // StatusChange is the part of an Outcome that concerns another execution.

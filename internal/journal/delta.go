@@ -37,7 +37,7 @@ type delta struct {
 const (
 	// mergeAt is the size in bytes of what is merged at once, and mergeFactor how many
 	// times that may wait while a merge is under way.
-	mergeAt     = 2 << 20
+	mergeAt     = 4 << 20
 	mergeFactor = 3
 	// deltaValue is the length above which a value of d ends.
 	deltaValue = 32 << 10

@@ -55,7 +55,13 @@ type finishChange struct {
 }
 
 func (j *Journal) newEdit(size int) *edit {
-	return &edit{j: j, b: j.db.NewBatchWithSize(max(size, 1024)), next: j.nextID, last: j.lastEvent}
+	e := &edit{j: j, next: j.nextID, last: j.lastEvent}
+	select {
+	case e.b = <-j.spare:
+	default:
+		e.b = j.db.NewBatchWithSize(max(size, 1024))
+	}
+	return e
 }
 
 // applied makes an edit, has it filled, and applies it.
@@ -314,7 +320,14 @@ func (e *edit) wait() error {
 		return e.j.Err()
 	}
 	e.j.metrics.bytes.Add(float64(e.size))
-	return e.b.Close()
+	e.b.Reset()
+	select {
+	case e.j.spare <- e.b:
+	default:
+		err = e.b.Close()
+	}
+	e.b = nil
+	return err
 }
 
 // execution reads the row of id, nil r: as the store has it now.

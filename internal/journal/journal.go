@@ -31,6 +31,7 @@ import (
 	"github.com/billhook/billhook/internal/wal"
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -153,6 +154,7 @@ type Journal struct {
 	failure   error
 	abandoned atomic.Bool // the store panicked: it cannot be closed
 	batches   sync.Pool
+	spare     chan *pebble.Batch // to be used again: the store's own pool is emptied by each collection
 	delta     delta
 	cache     *cache
 	recent    *recent
@@ -204,6 +206,7 @@ func Open(o Options) (*Journal, error) {
 		hints:  make(map[int]uint64),
 		acks:   make(chan *ack, 64),
 		acked:  make(chan struct{}),
+		spare:  make(chan *pebble.Batch, 4),
 		failed: make(chan struct{}),
 	}
 	j.recent, j.recorder = newRecent(), newRecorder()
@@ -303,11 +306,11 @@ func (j *Journal) openStore(exists bool) (err error) {
 		CompactionConcurrencyRange: func() (int, int) {
 			return 1, max(1, min(cores-1, 4))
 		},
-		// Six tables on top of one another, and not two, before they are merged below:
+		// Twelve tables on top of one another, and not two, before they are merged below:
 		// what is below is written anew each time, while filters keep most reads out of
 		// the tables on top.
-		L0CompactionThreshold: 12,
-		L0StopWritesThreshold: 36,
+		L0CompactionThreshold: 24,
+		L0StopWritesThreshold: 72,
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) {
 				j.metrics.errors.WithLabelValues("background").Inc()
@@ -329,10 +332,14 @@ func (j *Journal) openStore(exists bool) (err error) {
 	}
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
-		opts.Levels[i].IndexBlockSize = 32 << 10 // one level of index for most tables
+		opts.Levels[i].IndexBlockSize = 64 << 10 // one level of index for most tables
 	}
 	opts.Experimental.SpanPolicyFunc = spans
-	opts.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
+	opts.ApplyCompressionSettings(func() pebble.DBCompressionSettings {
+		c := pebble.DBCompressionFastest
+		c.Levels[0] = block.NoCompression // what is on top is written anew soon
+		return c
+	})
 	db, err := pebble.Open(j.folder.store(), opts)
 	if err != nil {
 		return err

@@ -8,18 +8,27 @@ import (
 	"time"
 )
 
-// maxGroup is how many outcomes one commit takes, so that intake gets its turn.
-const maxGroup = 256
+const (
+	// maxGroup is how many outcomes one commit takes, so that intake gets its turn.
+	maxGroup = 256
+	// Where outcomes come so fast that more than fewOutcomes shared a commit, the next
+	// one waits for enoughOutcomes, at most patience.
+	fewOutcomes    = 2
+	enoughOutcomes = 32
+	patience       = 2 * time.Millisecond
+)
 
 // recorder makes outcomes durable. One goroutine commits, in one edit, all that came
 // while the commit before was on its way to the disk: so a busy dispatcher pays for
 // one write of the store, one of the counts and one sync with many outcomes, and a
-// quiet one waits for nobody.
+// quiet one waits for nobody. A busy one waits a moment for more, unless an outcome in
+// the queue keeps something waiting.
 type recorder struct {
 	mu    sync.Mutex
 	queue []*recording
+	hurry bool          // an outcome in queue is not Patient
 	spare []*recording  // the slice of the group before
-	wake  chan struct{} // there is something in queue
+	wake  chan struct{} // there is something in queue, or enough, or something that hurries
 	stop  chan struct{}
 	ended chan struct{}
 }
@@ -80,10 +89,43 @@ func (j *Journal) RecordThen(o Outcome, done func(told []Queued, err error)) {
 	r := j.recorder
 	r.mu.Lock()
 	r.queue = append(r.queue, &recording{o: o, start: time.Now(), done: done})
+	wake := len(r.queue) == 1 || len(r.queue) == enoughOutcomes
+	if !o.Patient && !r.hurry {
+		r.hurry, wake = true, true
+	}
 	r.mu.Unlock()
-	select {
-	case r.wake <- struct{}{}:
-	default:
+	if wake {
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// gather waits until there is enough for a commit, or something that hurries, or until
+// patience is at its end. last is how many the commit before took.
+func (r *recorder) gather(last int) {
+	if last <= fewOutcomes {
+		return
+	}
+	var end <-chan time.Time
+	for {
+		r.mu.Lock()
+		n, hurry := len(r.queue), r.hurry
+		r.mu.Unlock()
+		if n == 0 || n >= enoughOutcomes || hurry {
+			return
+		}
+		if end == nil {
+			t := time.NewTimer(patience)
+			defer t.Stop()
+			end = t.C
+		}
+		select {
+		case <-r.wake:
+		case <-end:
+			return
+		}
 	}
 }
 
@@ -96,7 +138,7 @@ func (r *recorder) take() []*recording {
 		r.queue = append(r.spare[:0], group[maxGroup:]...)
 		group = group[:maxGroup]
 	} else {
-		r.queue = r.spare[:0]
+		r.queue, r.hurry = r.spare[:0], false
 	}
 	r.spare = nil
 	return group
@@ -115,6 +157,7 @@ func (r *recorder) giveBack(group []*recording) {
 func (j *Journal) record() {
 	r := j.recorder
 	defer close(r.ended)
+	last := 0
 	for {
 		select {
 		case <-r.wake:
@@ -122,10 +165,12 @@ func (j *Journal) record() {
 			return
 		}
 		for {
+			r.gather(last)
 			group := r.take()
 			if len(group) == 0 {
 				break
 			}
+			last = len(group)
 			j.recordGroup(group)
 			for _, x := range group {
 				j.leave()
@@ -142,14 +187,15 @@ var errAlone = errors.New("not in a group")
 
 // recordGroup stores outcomes in one commit. One that cannot be stored fails alone.
 func (j *Journal) recordGroup(group []*recording) {
-	e, err := j.applied(0, func(e *edit) error {
-		size := 0
-		for _, r := range group {
-			size += r.o.size()
-		}
+	size := 0
+	for _, r := range group {
+		size += r.o.size()
+	}
+	e, err := j.applied(size, func(e *edit) error {
 		if err := j.room(size, j.o.MinFree/4); err != nil {
 			return err
 		}
+		e.rows = make([]Execution, 0, len(group))
 		for _, r := range group {
 			before := e.b.Count()
 			r.from = len(e.queued)

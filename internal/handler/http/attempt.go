@@ -315,6 +315,9 @@ func (h *Handler) received(resp *nethttp.Response) []string {
 // read returns the beginning of the body, and its size as far as it was read or
 // is known; then the connection can be used again unless the rest was too long.
 func (h *Handler) read(resp *nethttp.Response) (body []byte, size int64, err error) {
+	if resp.ContentLength == 0 {
+		return nil, 0, nil
+	}
 	keep := int64(max(h.capture, exchange.MaxAnswer))
 	body, err = io.ReadAll(io.LimitReader(resp.Body, keep))
 	size = int64(len(body))

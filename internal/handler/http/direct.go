@@ -121,7 +121,10 @@ func (d *direct) exchange(ctx context.Context, c *directConn, req *nethttp.Reque
 		}
 		return nil, answered, err
 	}
-	b := &directBody{d: d, c: c, body: resp.Body, stop: stop, again: !resp.Close && resp.StatusCode != nethttp.StatusSwitchingProtocols}
+	b := &directBody{
+		d: d, c: c, body: resp.Body, stop: stop, ended: resp.Body == nethttp.NoBody,
+		again: !resp.Close && resp.StatusCode != nethttp.StatusSwitchingProtocols,
+	}
 	if req.Header["Accept-Encoding"] == nil && strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
 		// It was not the operator who asked for it, so it is not shown either.
 		b.packed = true

@@ -27,6 +27,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	nethttp "net/http"
@@ -110,6 +111,7 @@ type Header struct {
 // many goroutines.
 type Handler struct {
 	method    string
+	blank     *nethttp.Request // what all requests have in common
 	url       target
 	header    nethttp.Header // fixed headers, canonical names
 	templates []headerTemplate
@@ -146,6 +148,7 @@ func New(o Options) (*Handler, error) {
 	if !slices.Contains([]string{"POST", "PUT", "PATCH", "DELETE", "GET"}, h.method) {
 		return nil, fmt.Errorf("method %q: want POST, PUT, PATCH, DELETE or GET", o.Method)
 	}
+	h.blank = &nethttp.Request{Method: h.method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	if h.retryAfterMax <= 0 {
 		h.retryAfterMax = DefaultRetryAfterMax
 	}
@@ -350,7 +353,19 @@ func (o *Options) secrets(urls ...*url.URL) []string {
 	return s
 }
 
-// request builds the attempt's request. An error is the payload's fault.
+// carry gives req a body that can be sent again.
+func carry(req *nethttp.Request, body []byte) {
+	if len(body) == 0 {
+		req.Body = nethttp.NoBody
+		return
+	}
+	req.ContentLength = int64(len(body))
+	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	req.Body, _ = req.GetBody()
+}
+
+// request builds the attempt's request, without the body, which it returns beside it. An
+// error is the payload's fault.
 func (h *Handler) request(ctx context.Context, d *handler.Delivery) (*nethttp.Request, []byte, error) {
 	var doc map[string]any
 	if h.url.template != nil || len(h.templates) > 0 {
@@ -367,10 +382,7 @@ func (h *Handler) request(ctx context.Context, d *handler.Delivery) (*nethttp.Re
 	if h.method == nethttp.MethodGet {
 		body = nil
 	}
-	req, err := nethttp.NewRequestWithContext(ctx, h.method, "http://placeholder.invalid/", bytes.NewReader(body))
-	if err != nil {
-		return nil, nil, err
-	}
+	req := h.blank.WithContext(ctx)
 	req.URL, req.Host = u, u.Host
 	req.Header = maps.Clone(h.header)
 	for _, t := range h.templates {
@@ -437,6 +449,7 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 	if direct {
 		resp, err = h.direct.roundTrip(req, body, func() { a.connected.Store(true) })
 	} else {
+		carry(req, body)
 		resp, err = h.transport.RoundTrip(req)
 	}
 	if err != nil {
