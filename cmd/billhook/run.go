@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"runtime/debug"
 	"runtime/pprof"
 
 	"github.com/spf13/cobra"
@@ -21,10 +20,6 @@ func (f *files) flags(set *pflag.FlagSet) {
 	set.StringVar(&f.handlers, "handlers", "/etc/billhook/handlers.yaml", "the operator's file: who is called")
 }
 
-// gcPercent trades a little CPU for memory: most of the heap is the journal's caches,
-// which live long, so the usual 100 would double them for nothing.
-const gcPercent = 30
-
 func runCommand() *cobra.Command {
 	var f files
 	var standby bool
@@ -39,9 +34,7 @@ mistake is refused with the reason, and the last good one stays in force.`,
 		Example: "  billhook run --config billhook.yaml --handlers handlers.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(gcPercent)
-			}
+			boundMemory()
 			l, err := app.Load(app.Options{ConfigPath: f.config, HandlersPath: f.handlers, Version: buildVersion(), Launcher: launcher(), Standby: standby})
 			if err != nil {
 				return err

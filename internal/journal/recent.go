@@ -266,7 +266,7 @@ func (j *Journal) recently(bucket uint32, id uint64) (Execution, error) {
 	x, ok, to, version, landed := j.recent.row(id)
 	if landed != nil {
 		<-landed
-		x, ok, to, version, landed = j.recent.row(id)
+		x, ok, to, version, _ = j.recent.row(id)
 	}
 	if ok {
 		return x, nil

@@ -8,7 +8,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/billhook/billhook/internal/event"
 )
 
 // TestRecordGroup: outcomes that come while one is on its way to the disk are stored
@@ -264,4 +267,107 @@ func TestRecent(t *testing.T) {
 		t.Error("nothing has expired: the test does not test that")
 	}
 	verify(t, j)
+}
+
+// TestGather: where outcomes come fast, one that nobody waits for waits a moment for
+// others, and one that something waits for does not.
+func TestGather(t *testing.T) {
+	later := func(after time.Duration, n int, patient bool) func(*Journal) {
+		return func(j *Journal) {
+			time.AfterFunc(after, func() {
+				for range n {
+					j.RecordThen(Outcome{Execution: 1, Status: Succeeded, Patient: patient}, nil)
+				}
+			})
+		}
+	}
+	for _, tc := range []struct {
+		name  string
+		last  int // of the commit before
+		after func(*Journal)
+		first bool // one is there at once, and is patient
+		want  time.Duration
+	}{
+		{name: "few came before", last: fewOutcomes, first: true, want: 0},
+		{name: "nothing is there", last: 10, want: 0},
+		{name: "nobody else comes", last: 10, first: true, want: patience},
+		{name: "too few others come", last: 10, first: true, after: later(patience/2, enoughOutcomes-2, true), want: patience},
+		{name: "enough others come", last: 10, first: true, after: later(patience/2, enoughOutcomes-1, true), want: patience / 2},
+		{name: "one comes that hurries", last: 10, first: true, after: later(patience/4, 1, false), want: patience / 4},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j := &Journal{recorder: newRecorder()}
+				if tc.first {
+					later(0, 1, true)(j)
+					synctest.Wait()
+				}
+				if tc.after != nil {
+					tc.after(j)
+				}
+				start := time.Now()
+				j.recorder.gather(tc.last)
+				if took := time.Since(start); took != tc.want {
+					t.Errorf("it waited %v, want %v", took, tc.want)
+				}
+				if j.recorder.take(); j.recorder.hurry {
+					t.Error("still in a hurry with nothing in the queue")
+				}
+				time.Sleep(patience)
+			})
+		})
+	}
+}
+
+// TestReadAheadOnce: one reads ahead at a time, and those who look for what that brings
+// are told to wait for it.
+func TestReadAheadOnce(t *testing.T) {
+	ended := func(c <-chan struct{}) bool {
+		select {
+		case <-c:
+			return true
+		default:
+			return false
+		}
+	}
+	c := newRecent()
+	if _, ok, to, _, landed := c.row(1); ok || to != readAhead-1 || landed != nil {
+		t.Fatalf("the first miss reads up to %d (waits: %v), want %d", to, landed != nil, readAhead-1)
+	}
+	_, _, to, _, landed := c.row(2)
+	if to != 2 || landed == nil || ended(landed) {
+		t.Fatalf("a miss in what is being read reads up to %d, waits: %v", to, landed != nil)
+	}
+	if _, _, to, _, other := c.row(readAhead); to != readAhead || other != nil {
+		t.Fatalf("a miss beyond it reads up to %d, waits: %v, want it alone", to, other != nil)
+	}
+	c.ahead([]Execution{{ID: 1}, {ID: 2}}, 0)
+	if !ended(landed) {
+		t.Fatal("what was read is in, and those who waited were not told")
+	}
+	if x, ok, _, _, _ := c.row(2); !ok || x.ID != 2 {
+		t.Fatalf("execution 2 is not known after it was read: %+v", x)
+	}
+
+	if _, follow, landed := c.event(at(1, 1)); !follow || landed != nil {
+		t.Fatalf("the first miss reads what follows: %v, waits: %v", follow, landed != nil)
+	}
+	e, follow, landed := c.event(at(2, 1))
+	if e != nil || follow || landed == nil || ended(landed) {
+		t.Fatalf("a miss above what is being read: event %v, reads what follows: %v, waits: %v", e, follow, landed != nil)
+	}
+	if _, follow, below := c.event(at(0, 1)); follow || below != nil {
+		t.Fatal("a miss below what is being read does not read it alone")
+	}
+	c.eventsAhead(nil) // it could not be read
+	if !ended(landed) {
+		t.Fatal("nothing was read, and those who waited were not told")
+	}
+	if _, follow, landed := c.event(at(2, 1)); !follow || landed != nil {
+		t.Fatal("after that the next miss does not read ahead")
+	}
+	c.eventsAhead([]*event.Event{sample(at(2, 1), "clients.update", "5")})
+	if e, _, _ := c.event(at(2, 1)); e == nil || e.Object != "5" {
+		t.Fatalf("the event is not known after it was read: %v", e)
+	}
 }
