@@ -228,7 +228,7 @@ func (b *bench) attached(ctx context.Context, changes, rows int) (journal string
 	}
 	return journal, end, func() error {
 		return errors.Join(
-			b.sql(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"),
+			b.dropSlots(ctx, "%"),
 			b.sql(ctx, "DROP PUBLICATION billhook"), os.RemoveAll(journal))
 	}, nil
 }

@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/billhook/billhook/internal/demo/cluster"
 	"github.com/billhook/billhook/internal/wal"
@@ -330,10 +331,27 @@ func median(rs []result) result {
 }
 
 func (b *bench) copySlot(ctx context.Context, slot string) error {
-	if err := b.sql(ctx, fmt.Sprintf("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '%s'", slot)); err != nil {
+	if err := b.dropSlots(ctx, slot); err != nil {
 		return err
 	}
 	return b.sql(ctx, fmt.Sprintf("SELECT pg_copy_logical_replication_slot('base', '%s')", slot))
+}
+
+// dropSlots drops the slots with names like that, once their walsenders have noticed that
+// nobody reads any more.
+func (b *bench) dropSlots(ctx context.Context, like string) error {
+	for {
+		err := b.sql(ctx, fmt.Sprintf("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name LIKE '%s'", like))
+		var pgErr *pgconn.PgError
+		if !errors.As(err, &pgErr) || pgErr.Code != "55006" { // object_in_use
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 func (b *bench) recvlogical(ctx context.Context, end string) (result, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"runtime"
 	"time"
 
 	"github.com/billhook/billhook/internal/event"
@@ -261,7 +262,30 @@ func (j *Journal) commit(b *Batch, p portion) (*ack, error) {
 		j.delta.next += values
 		j.delta.add(p)
 	}
-	return j.push(e, p.position, start), nil
+	a := j.push(e, p.position, start)
+	if len(p.events) > 0 && len(p.events) <= quietEvents {
+		// The store's writer is to begin before anything else is done here.
+		runtime.Gosched()
+		j.remember(b, p.events)
+	}
+	return a, nil
+}
+
+// quietEvents is how many events a commit of intake brings at most where there is no
+// backlog: what it brings is then wanted as soon as it is durable.
+const quietEvents = 16
+
+// remember has events of b at hand for those who are told of them once they are durable.
+func (j *Journal) remember(b *Batch, events []batchEvent) {
+	for i := range events {
+		ev := &events[i]
+		if ev.plansFrom == ev.plansTo {
+			continue
+		}
+		if e, err := decodeEvent(ev.id, b.rows[ev.rowFrom:ev.rowTo]); err == nil {
+			j.recent.eventAlone(e)
+		}
+	}
 }
 
 // push hands an applied edit to the goroutine that acknowledges, in the order of

@@ -432,11 +432,11 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 		return res, handler.Permanent(h.failure(fmt.Errorf("build the request: %w", err)))
 	}
 	a.shown = h.url.show(req.URL)
-	res.Request = h.sent(req, a.shown, body)
 	if h.url.template != nil && h.guard == nil {
 		// New has judged the address of a fixed URL.
 		if addr, ok := literalAddr(req.URL); ok {
 			if err := h.literal.check(addr); err != nil {
+				res.Request = h.sent(req, a.shown, body)
 				res.Reason = handler.ReasonBlocked
 				return res, handler.Permanent(h.failure(err))
 			}
@@ -452,6 +452,7 @@ func (h *Handler) Handle(parent context.Context, d *handler.Delivery) (handler.R
 		carry(req, body)
 		resp, err = h.transport.RoundTrip(req)
 	}
+	res.Request = h.sent(req, a.shown, body) // not before: the receiver waits
 	if err != nil {
 		return a.broken(res, err)
 	}
