@@ -48,7 +48,7 @@ type ahead[T any] struct {
 
 	// One reads ahead at a time. Whoever looks for what it may bring waits for it, and
 	// does not read the same.
-	from, to T
+	from, to T             // to is that of executions only: how far events reach is seen when they are read
 	landed   chan struct{} // closed when it is in; nil: nobody reads ahead
 }
 
@@ -78,8 +78,8 @@ func (a *ahead[T]) land(last T, n int) {
 func newRecent() *recent { return &recent{events: make(map[event.ID]*event.Event, recentEvents)} }
 
 // row returns an execution if it is known. If not, to is the last id that is to be read
-// with it, and version what keep or ahead wants to be told: ahead if to is above id, keep
-// if it is not. When another is reading it, landed is closed once that is in.
+// with it, and version what ahead, or alone if to is id, wants to be told. When another
+// is reading it, landed is closed once that is in.
 func (c *recent) row(id uint64) (x Execution, ok bool, to uint64, version uint32, landed <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -313,7 +313,6 @@ func TestGather(t *testing.T) {
 				if j.recorder.take(); j.recorder.hurry {
 					t.Error("still in a hurry with nothing in the queue")
 				}
-				time.Sleep(patience)
 			})
 		})
 	}
