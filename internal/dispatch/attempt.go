@@ -66,11 +66,11 @@ func (d *Dispatcher) step(l *line, g *gate) {
 		d.leave(g)
 		d.done(g)
 		l.id = 0
-		d.wait(l, time.Now().Add(lastPause).UnixNano())
+		d.wait(l, d.now()+int64(lastPause))
 		d.mu.Unlock()
 		return
 	}
-	to, _ := d.route(l, time.Now().UnixNano())
+	to, _ := d.route(l, d.now())
 	if to != g || g == d.loader || l.window == nil || !g.settled || g.breaker.open && g.shut || !d.going() {
 		d.leave(g)
 		d.done(g)
@@ -80,6 +80,7 @@ func (d *Dispatcher) step(l *line, g *gate) {
 	}
 	c := g.use()
 	e := l.window.entries[0]
+	l.woken = 0
 	x := &execution{entry: e, Handler: c.Handler, probe: g.breaker.open}
 	d.mu.Unlock()
 
@@ -163,6 +164,7 @@ type execution struct {
 
 	probe       bool // the handler's breaker was open when it began
 	outcome     journal.Outcome
+	due         int64 // if it is to be repeated, by Dispatcher.now
 	result      handler.Result
 	plain       []byte // the body, when it is the event's own payload
 	interrupted bool   // nothing is to be recorded
@@ -216,6 +218,7 @@ func (d *Dispatcher) attempt(g *gate, l *line, x *execution) {
 		x.outcome.Status = journal.Dead
 		if next, ok := x.retryAt(a, err); ok {
 			x.outcome.Status, x.outcome.NextAt = journal.Pending, next
+			x.due = d.now() + int64(delayOf(a, next))
 		}
 	}
 	x.decideStop()
@@ -317,6 +320,11 @@ func (x *execution) retryAt(a *journal.Attempt, err error) (time.Time, bool) {
 	return next, true
 }
 
+// delayOf is how long after an attempt the next one is due.
+func delayOf(a *journal.Attempt, next time.Time) time.Duration {
+	return next.Sub(a.Start.Add(a.Duration).Round(0))
+}
+
 // decideStop decides whether the outcome ends the event's chain.
 func (x *execution) decideStop() {
 	switch answer := x.result.Answer; {
@@ -392,7 +400,7 @@ func (d *Dispatcher) conclude(l *line, g *gate, x *execution, skipped []int, fro
 		if x.outcome.Attempt.Uncounted {
 			e.free++
 		}
-		e.next = x.outcome.NextAt.UnixNano()
+		e.next = x.due
 	case len(x.outcome.Also) > 0:
 		l.pop()
 		d.setWindow(l, nil)

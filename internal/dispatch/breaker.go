@@ -169,7 +169,7 @@ func (d *Dispatcher) open(g *gate, now time.Time, err error) {
 	}
 	b.pause = min(2*b.pause, max(g.cur.Breaker.Max, g.cur.Breaker.Pause))
 	b.until = now.Add(pause)
-	d.shut(g, b.until.UnixNano())
+	d.shut(g, d.now()+int64(pause))
 }
 
 // fares keeps how the handler fares, and returns what the log is to be told.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/billhook/billhook/internal/journal"
+	"github.com/billhook/billhook/internal/steady"
 )
 
 // What the zero Options mean.
@@ -50,6 +51,7 @@ type Dispatcher struct {
 	metrics    *metrics
 	maxWorkers int
 	grace      time.Duration
+	steady     *steady.Clock
 	newest     uint64 // execution id when New was called
 
 	// base is the context of attempts: it ends when a stop has used up its grace.
@@ -90,6 +92,7 @@ func New(o Options) (*Dispatcher, error) {
 		log:        o.Logger,
 		maxWorkers: cmp.Or(max(o.Workers, 0), DefaultWorkers),
 		grace:      cmp.Or(max(o.Grace, 0), DefaultGrace),
+		steady:     steady.New(),
 		earlier:    make(chan struct{}, 1),
 		unsettled:  make(chan struct{}, 1),
 		lanes:      map[string]*lane{},

@@ -303,6 +303,32 @@ func TestRestartKeepsSchedule(t *testing.T) {
 	})
 }
 
+// TestClockSetBack: what was written by a clock that was set back between two lives
+// makes nobody wait for longer than was meant when it was written.
+func TestClockSetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hs := func() []*Handler {
+			return []*Handler{handlerFor(1, failing(2), func(h *Handler) {
+				h.Backoff = backoff.Schedule{List: []time.Duration{time.Hour, 2 * time.Hour}}
+			})}
+		}
+		r := newRig(t, hs()...)
+		r.start()
+		r.commit("clients.update", "a")
+		sleep(30 * time.Minute)
+		r.stop()
+		r.open()
+		r.store.ahead = 5 * time.Hour
+		r.set(hs()...)
+		r.run()
+		sleep(59 * time.Minute) // 1h29m
+		want(t, "before", r.calls.lines(), "0s h1 a@1 #1")
+		// It is read again when it is due, and its time by the journal is still to come.
+		sleep(3 * time.Hour) // 4h29m
+		want(t, "after", r.calls.lines(), "1h30m0s h1 a@1 #2", "3h30m0s h1 a@1 #3")
+	})
+}
+
 // What is appended while the lanes of an earlier run are being found is neither
 // missed nor made twice, nor before what is older.
 func TestScanWhileIntakeGoesOn(t *testing.T) {

@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// maxSleep bounds how long the clock sleeps, so that a step of the wall clock is
-// noticed.
+// maxSleep bounds how long the clock sleeps, so that a step of the wall clock forward,
+// or that the machine has slept, is noticed. See steady.Clock.
 const maxSleep = time.Minute
 
 // wake is an entry of the due heap, for a line or a gate.
 type wake struct {
-	at    int64 // Unix nanoseconds
+	at    int64 // by Dispatcher.now
 	index int   // in the heap
 	line  *line
 	gate  *gate
@@ -44,6 +44,9 @@ func (h *dueHeap) Pop() any {
 
 func (h *dueHeap) remove(w *wake) { heap.Remove(h, w.index) }
 
+// now is the time by which the dispatcher waits, in nanoseconds.
+func (d *Dispatcher) now() int64 { return d.steady.Now().UnixNano() }
+
 // sleep puts w into the due heap.
 func (d *Dispatcher) sleep(w *wake, at int64) {
 	w.at = at
@@ -58,7 +61,7 @@ func (d *Dispatcher) clock(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		if next, ok := d.wakeDue(time.Now().UnixNano()); ok {
+		if next, ok := d.wakeDue(d.now()); ok {
 			timer.Reset(next)
 		} else {
 			timer.Stop()
@@ -92,6 +95,7 @@ func (d *Dispatcher) wakeDue(now int64) (time.Duration, bool) {
 			continue
 		}
 		d.unplace(w.line)
+		w.line.woken = w.line.id
 		d.place(w.line)
 	}
 	return 0, true

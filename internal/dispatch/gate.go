@@ -68,7 +68,7 @@ func (g *gate) concurrency() int {
 	return g.cur.concurrency()
 }
 
-// shut closes the gate, until the given time at least.
+// shut closes the gate, until the given time at least, by d.now.
 func (d *Dispatcher) shut(g *gate, until int64) {
 	if g.shut {
 		until = max(until, g.wake.at)
@@ -148,7 +148,7 @@ func (d *Dispatcher) admit(g *gate) bool {
 		return true
 	}
 	r.CancelAt(now)
-	d.shut(g, now.Add(delay).UnixNano())
+	d.shut(g, d.now()+int64(delay))
 	return false
 }
 

@@ -57,6 +57,7 @@ type line struct {
 	// must be read. There is no head without its being announced or read.
 	id      uint64
 	handler int
+	woken   uint64  // the head, if the time for which it waited has come; 0 once it is attempted
 	window  *window // nil: the head's details are not read
 
 	gate       *gate // the queue it is in, while queued
@@ -111,7 +112,7 @@ type entry struct {
 	free     int    // attempts that do not count
 	replay   bool   // a chain of its own
 	deadOf   uint64 // the execution whose death it tells of; 0: none
-	next     int64  // when it is due, in Unix nanoseconds
+	next     int64  // when it is due, by Dispatcher.now; 0: it is
 	created  time.Time
 	commit   time.Time
 	event    event.ID
@@ -119,15 +120,28 @@ type entry struct {
 }
 
 func newEntry(x *journal.Execution) entry {
-	e := entry{
+	return entry{
 		id: x.ID, handler: x.Handler, attempts: x.Attempts, free: x.Uncounted,
 		replay: x.ReplayOf != 0 || x.DeadOf != 0, deadOf: x.DeadOf,
 		created: x.Created, commit: x.CommitTime, event: x.Event, typ: x.Type,
 	}
-	if !x.NextAt.IsZero() {
-		e.next = x.NextAt.UnixNano()
+}
+
+// dueAt returns when x is due by d.now, 0 if it is. NextAt is by the wall clock, and where
+// that was set back after the last attempt the moment is further away than was ever
+// meant: x never waits for longer than was decided then.
+func (d *Dispatcher) dueAt(x *journal.Execution) int64 {
+	if x.NextAt.IsZero() {
+		return 0
 	}
-	return e
+	wait := time.Until(x.NextAt)
+	if wait <= 0 {
+		return 0
+	}
+	if a, err := d.store.Attempt(x.ID, x.Attempts); err == nil {
+		wait = min(wait, max(delayOf(&a, x.NextAt), 0))
+	}
+	return d.now() + int64(wait)
 }
 
 // route says where l goes next: to a gate's queue, into the due heap until the
@@ -193,7 +207,7 @@ func (d *Dispatcher) refresh(l *line) {
 
 // place puts l, which is in no place, where route says.
 func (d *Dispatcher) place(l *line) {
-	g, at := d.route(l, time.Now().UnixNano())
+	g, at := d.route(l, d.now())
 	switch {
 	case g != nil:
 		if l.window != nil && d.windows > maxWindows {
@@ -350,19 +364,35 @@ func (d *Dispatcher) reload(handler int) {
 	}
 }
 
-// pending reads the next executions of a lane. If the only one that there can be is
-// known, it is read by its id, which is cheaper than to look for it.
-func (d *Dispatcher) pending(lane string, after, only uint64) ([]journal.Execution, error) {
+// pending reads the next executions of a lane, of which the one that has been woken is
+// due. If the only one that there can be is known, it is read by its id, which is cheaper
+// than to look for it.
+func (d *Dispatcher) pending(lane string, after, only, woken uint64) ([]entry, error) {
+	var page []journal.Execution
 	if only != 0 {
 		x, err := d.store.Execution(only)
 		if err == nil && x.Status == journal.Pending {
-			return []journal.Execution{x}, nil
+			page = []journal.Execution{x}
 		}
 		if err != nil && !errors.Is(err, journal.ErrNotFound) {
 			return nil, err
 		}
 	}
-	return d.store.Pending(lane, after, windowSize)
+	if page == nil {
+		var err error
+		if page, err = d.store.Pending(lane, after, windowSize); err != nil {
+			return nil, err
+		}
+	}
+	entries := make([]entry, len(page))
+	for i := range page {
+		x := &page[i]
+		entries[i] = newEntry(x)
+		if x.ID != woken {
+			entries[i].next = d.dueAt(x)
+		}
+	}
+	return entries, nil
 }
 
 // load reads l's head and some more, outside of the lock; l is busy. After an
@@ -380,29 +410,30 @@ func (d *Dispatcher) load(l *line) error {
 			if d.scanned && l.id == bound && l.id > after {
 				only = l.id
 			}
+			woken := l.woken
 			d.mu.Unlock()
-			page, err := d.pending(l.lane.name, after, only)
+			page, err := d.pending(l.lane.name, after, only, woken)
 			d.mu.Lock()
 			if err != nil {
 				return err
 			}
 			for i := range page {
-				x := &page[i]
-				if x.ID > bound {
+				e := &page[i]
+				if e.id > bound {
 					break
 				}
-				if l.side != 0 && x.Handler != l.side {
+				if l.side != 0 && e.handler != l.side {
 					continue
 				}
 				if w == nil {
-					w = &window{gen: gen, entries: make([]entry, 0, len(page)-i)}
+					w = &window{gen: gen, entries: page[:0]}
 				}
-				w.entries = append(w.entries, newEntry(x))
+				w.entries = append(w.entries, *e)
 			}
 			if len(page) < windowSize {
 				break
 			}
-			after = page[len(page)-1].ID
+			after = page[len(page)-1].id
 		}
 		if l.rewind != 0 || gen != d.gen {
 			continue

@@ -412,6 +412,9 @@ type brittle struct {
 	read   func() error                  // of Pending and Execution
 	hold   func() error
 	event  func(id event.ID) error
+	// ahead is how far the clock by which the journal was written was before ours. It is
+	// set while nobody reads.
+	ahead time.Duration
 }
 
 func (b *brittle) set(f func()) {
@@ -459,14 +462,32 @@ func (b *brittle) Pending(lane string, after uint64, n int) ([]journal.Execution
 	if err := b.failRead(); err != nil {
 		return nil, err
 	}
-	return b.Journal.Pending(lane, after, n)
+	page, err := b.Journal.Pending(lane, after, n)
+	for i := range page {
+		b.shift(&page[i])
+	}
+	return page, err
+}
+
+func (b *brittle) shift(x *journal.Execution) {
+	if !x.NextAt.IsZero() {
+		x.NextAt = x.NextAt.Add(b.ahead)
+	}
+}
+
+func (b *brittle) Attempt(id uint64, n int) (journal.Attempt, error) {
+	a, err := b.Journal.Attempt(id, n)
+	a.Start = a.Start.Add(b.ahead)
+	return a, err
 }
 
 func (b *brittle) Execution(id uint64) (journal.Execution, error) {
 	if err := b.failRead(); err != nil {
 		return journal.Execution{}, err
 	}
-	return b.Journal.Execution(id)
+	x, err := b.Journal.Execution(id)
+	b.shift(&x)
+	return x, err
 }
 
 func (b *brittle) Event(id event.ID) (*event.Event, error) {

@@ -26,6 +26,8 @@ type Store interface {
 	Pending(lane string, after uint64, n int) ([]journal.Execution, error)
 	Event(id event.ID) (*event.Event, error)
 	Execution(id uint64) (journal.Execution, error)
+	// Attempt returns the nth attempt of an execution, from 1.
+	Attempt(id uint64, n int) (journal.Attempt, error)
 	// Executions is asked for the newest execution only.
 	Executions(ctx context.Context, q journal.Query) (page []journal.Execution, next uint64, err error)
 

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
@@ -119,6 +121,26 @@ func send[P, R any](c *console, command cdp.Command[P, R], params P) {
 	}
 }
 
+// find does something with what a selector finds. A page that has just come may take the
+// place of the one in which it was found; then it is looked for again. Nothing was done
+// with it in that case.
+func (c *console) find(steps ...chromedp.Action[chromedp.Void]) {
+	c.t.Helper()
+	ctx, stop := context.WithTimeout(c.ctx, 20*time.Second)
+	defer stop()
+	for {
+		err := chromedp.Do(ctx, steps...)
+		var told *cdproto.Error
+		if errors.As(err, &told) && strings.Contains(told.Message, "node with given id") {
+			continue
+		}
+		if err != nil {
+			c.t.Fatalf("%v, at\n%s", err, c.text())
+		}
+		return
+	}
+}
+
 func (c *console) do(steps ...chromedp.Action[chromedp.Void]) {
 	c.t.Helper()
 	ctx, stop := context.WithTimeout(c.ctx, 20*time.Second)
@@ -154,18 +176,18 @@ func (c *console) open(path string) { c.t.Helper(); c.do(chromedp.Navigate(c.url
 
 func (c *console) click(selector string) {
 	c.t.Helper()
-	c.do(chromedp.ScrollIntoView(chromedp.CSS(selector)), chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
+	c.find(chromedp.ScrollIntoView(chromedp.CSS(selector)), chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
 }
 
 func (c *console) focus(selector string) {
 	c.t.Helper()
-	c.do(chromedp.Focus(chromedp.CSS(selector), chromedp.NodeVisible))
+	c.find(chromedp.Focus(chromedp.CSS(selector), chromedp.NodeVisible))
 }
 
 // choose takes one of a list, as who uses it does.
 func (c *console) choose(selector, value string) {
 	c.t.Helper()
-	c.do(chromedp.SetValue(chromedp.CSS(selector), value))
+	c.find(chromedp.SetValue(chromedp.CSS(selector), value))
 	eval[bool](c, fmt.Sprintf(`document.querySelector(%q).dispatchEvent(new Event("change", {bubbles: true}))`, selector))
 }
 

@@ -14,7 +14,8 @@
 // BILLHOOK_E2E_SCALE multiplies traffic and kills (1 by default: a minute or so on
 // two cores), BILLHOOK_E2E_SEED chooses the moments of the kills,
 // BILLHOOK_E2E_RACE=1 builds the program with the race detector, and
-// BILLHOOK_E2E_BIN tests a program that is already built.
+// BILLHOOK_E2E_BIN tests a program that is already built. Tests that set the clock build
+// one of their own.
 //
 // Start with instance_test.go (the program as a process), ledger_test.go (what is
 // expected) and compare_test.go (what counts as a difference). Scripts of what

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,6 +35,7 @@ type instance struct {
 	env      []string
 	// user and password are who asks over HTTP; empty: nobody.
 	user, password string
+	bin            string // the program; empty: the one of BILLHOOK_E2E_BIN
 
 	lives int
 	proc  *proc // nil when it does not run
@@ -83,7 +85,7 @@ func write(t testing.TB, path, text string) {
 
 // command is the program with arguments and nothing of our environment.
 func (in *instance) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Getenv("BILLHOOK_E2E_BIN"), args...)
+	cmd := exec.Command(cmp.Or(in.bin, os.Getenv("BILLHOOK_E2E_BIN")), args...)
 	cmd.Env = in.env
 	cmd.Dir = in.dir
 	cmd.SysProcAttr = dieWithUs()

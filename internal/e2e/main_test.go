@@ -39,7 +39,20 @@ func buildAndRun(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin := filepath.Join(dir, "billhook")
-	args := []string{"build", "-o", bin}
+	if err := buildProgram(bin); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := os.Setenv("BILLHOOK_E2E_BIN", bin); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// buildProgram builds the program, with flags of go build, at a path.
+func buildProgram(path string, flags ...string) error {
+	args := append([]string{"build", "-o", path}, flags...)
 	cgo := "CGO_ENABLED=0"
 	if os.Getenv("BILLHOOK_E2E_RACE") != "" {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
@@ -48,14 +61,9 @@ func buildAndRun(m *testing.M) int {
 	build.Dir = filepath.Join("..", "..")
 	build.Env = append(os.Environ(), cgo)
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
-		return 1
+		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	if err := os.Setenv("BILLHOOK_E2E_BIN", bin); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	return nil
 }
 
 // newSeed is the seed of a random test, another one each time unless

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/billhook/billhook/internal/event"
+	"github.com/billhook/billhook/internal/steady"
 	"github.com/billhook/billhook/internal/wal"
 )
 
@@ -34,6 +35,12 @@ type Clock interface {
 // (see replication.Clock), and while the source cannot be asked none does. Nothing is
 // asked while no timer is due, nor before the stream has begun: a database that the
 // stream refuses, such as one that was restored, is not asked either.
+//
+// When to ask is guessed by our clock and by how far it was from the source's the last
+// time. Either may be set meanwhile. To ask too early costs a question, to ask too late
+// makes the event late, so a guess errs on the early side: steps of our clock back are
+// none (see steady.Clock), and frames that tell of a source which is further than it was
+// are believed.
 const (
 	fireLimit   = 1000                   // timers at once
 	askInterval = 250 * time.Millisecond // at least, between two questions
@@ -41,11 +48,14 @@ const (
 	askRetry    = time.Second            // after the first failure, then doubled
 	maxAskRetry = 30 * time.Second
 	clockIdle   = time.Minute // when nothing falls due for so long, the connection is closed
+	clockGuess  = time.Minute // a guess is made anew after so long
+	clockStep   = time.Second // how much further the source must be to be believed
 )
 
 // timers is what Run keeps of the above. It belongs to Run's goroutine.
 type timers struct {
 	clocked bool // the mapping has rules that set timers
+	clock   *steady.Clock
 
 	busy    bool // a question, or the closing, is under way
 	answers chan answer
@@ -53,20 +63,21 @@ type timers struct {
 	open    bool               // the Clock may hold a connection
 	asked   answer             // the last one whose position has not been reached; zero: none
 	seen    time.Time          // by the source's clock, timers due by then may fire
-	lag     time.Duration      // from a moment of the source's until it can be asked for, by our clock
-	rest    time.Time          // no question before
+	lag     time.Duration      // from a moment of the source's until it can be asked for, by clock
+	lagSkew time.Duration      // what skew was then
+	rest    time.Time          // no question before, by clock
 	retry   time.Duration
 	wake    *time.Timer
 	fired   int // in batch
 
-	skew time.Duration // source's clock minus ours, as frames tell it
+	skew time.Duration // source's clock minus clock, as frames tell it
 }
 
 // answer is an answer of the Clock. A closed one tells that the Clock was closed.
 type answer struct {
 	upTo   wal.LSN
 	at     time.Time
-	began  time.Time // of asking, by our clock
+	began  time.Time // of asking, by timers.clock
 	err    error
 	closed bool
 }
@@ -113,10 +124,10 @@ func (in *Intake) untilDue(ctx context.Context) (<-chan time.Time, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
+	now := t.clock.Now()
 	var wait time.Duration
 	if ok {
-		wait = max(next.Add(t.lag).Sub(now), t.rest.Sub(now), 0)
+		wait = max(next.Add(t.guess()).Sub(now), t.rest.Sub(now), 0)
 	}
 	if t.open && (!ok || wait > clockIdle) {
 		t.busy, t.open = true, false
@@ -140,6 +151,7 @@ func (in *Intake) untilDue(ctx context.Context) (<-chan time.Time, error) {
 		}()
 		return nil, nil
 	}
+	wait = min(wait, clockGuess)
 	if t.wake == nil {
 		t.wake = time.NewTimer(wait)
 	} else {
@@ -155,7 +167,7 @@ func (in *Intake) answered(a answer) {
 	if a.closed {
 		return
 	}
-	now := time.Now()
+	now := t.clock.Now()
 	if a.err != nil {
 		if t.retry == 0 {
 			in.log.Warn("events by the clock wait: the database cannot be asked what time it is", "err", a.err)
@@ -166,7 +178,16 @@ func (in *Intake) answered(a answer) {
 		return
 	}
 	t.asked, t.retry, t.rest = a, 0, now.Add(askInterval)
-	t.lag = a.began.Sub(a.at) + askMargin
+	t.lag, t.lagSkew = a.began.Sub(a.at)+askMargin, t.skew
+}
+
+// guess is how long after a moment of the source's it can be asked for, as we know by
+// now.
+func (t *timers) guess() time.Duration {
+	if further := t.skew - t.lagSkew; further >= clockStep {
+		return t.lag - further
+	}
+	return t.lag
 }
 
 // countTimers shows how many timers wait.

@@ -281,6 +281,50 @@ func TestWhen(t *testing.T) {
 		if events, reads, _ := step(18 * time.Second); len(events) != 1 || reads != 1 {
 			t.Errorf("%v, asked %d times when the source is back", events, reads)
 		}
+
+		// Somebody sets the source's clock forward, and a frame tells of it.
+		change := func(due time.Time) {
+			t.Helper()
+			err := in.do(ctx, func() error {
+				in.position.CommitLSN += 0x10
+				in.position.EndLSN += 0x10
+				in.deriver.Begin(1, wal.Begin{CommitLSN: in.position.CommitLSN, CommitTime: time.Now().Add(clock.skew)})
+				text := func(s string) wal.Value { return wal.Value{Kind: wal.Text, Text: []byte(s)} }
+				in.deriver.Change(&wal.Change{Op: wal.Update, Relation: rel, New: wal.Tuple{text("1"), text("a"), text("1"), text(due.UTC().Format("2006-01-02 15:04:05.999999+00"))}})
+				return in.committed(wal.Commit{CommitLSN: in.position.CommitLSN, EndLSN: in.position.EndLSN, CommitTime: time.Now()})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		frame := func() {
+			t.Helper()
+			if err := in.do(ctx, func() error { in.timers.skew = clock.skew; return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		frame()
+		begun = time.Now()
+		change(time.Now().Add(clock.skew + time.Hour))
+		if events, reads, _ := step(time.Minute); len(events) != 1 || reads != 0 {
+			t.Errorf("%v, asked %d times an hour before", events, reads)
+		}
+		set(func() { clock.skew += 2 * time.Hour })
+		frame()
+		if events, reads, _ := step(61 * time.Second); len(events) != 1 || reads != 1 {
+			t.Errorf("%v, asked %d times when the source is two hours further", events, reads)
+		}
+		// And back: that is found out by a question that comes too early.
+		begun = time.Now()
+		change(time.Now().Add(clock.skew + time.Minute))
+		set(func() { clock.skew -= 3 * time.Hour })
+		frame()
+		if events, reads, _ := step(2 * time.Minute); len(events) != 1 || reads != 1 {
+			t.Errorf("%v, asked %d times when the source is three hours back", events, reads)
+		}
+		if events, reads, _ := step(3*time.Hour + 2*time.Minute); len(events) != 1 || reads != 1 {
+			t.Errorf("%v, asked %d times when its time has come", events, reads)
+		}
 		cancel()
 		run.Wait()
 	})

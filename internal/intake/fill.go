@@ -150,7 +150,7 @@ func (in *Intake) Fill(ctx context.Context, reader *snapshot.Reader, publication
 	}
 	var left []job
 	err = in.do(ctx, func() error {
-		in.deriver.SetNow(time.Now().Add(in.timers.skew))
+		in.deriver.SetNow(in.timers.clock.Now().Add(in.timers.skew))
 		in.forms = map[string]string{}
 		for _, t := range tables {
 			if err := in.deriver.Attend(t.Relation, in.batch); err != nil {

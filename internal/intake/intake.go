@@ -29,6 +29,7 @@ import (
 	"github.com/billhook/billhook/internal/event"
 	"github.com/billhook/billhook/internal/journal"
 	"github.com/billhook/billhook/internal/replication"
+	"github.com/billhook/billhook/internal/steady"
 	"github.com/billhook/billhook/internal/wal"
 )
 
@@ -153,6 +154,7 @@ func New(o Options) (*Intake, error) {
 	}
 	in.timers.clocked = in.deriver.Clocked()
 	in.timers.answers = make(chan answer, 1)
+	in.timers.clock = steady.New()
 	if in.timers.clocked && o.Clock == nil {
 		return nil, errors.New("the mapping has rules by the clock, and there is no clock")
 	}
@@ -431,7 +433,7 @@ func (in *Intake) take(c *replication.Chunk) error {
 		b, ok := c.Next()
 		if !ok {
 			if !sent.IsZero() {
-				in.timers.skew = time.Until(sent)
+				in.timers.skew = sent.Sub(in.timers.clock.Now())
 			}
 			return nil
 		}

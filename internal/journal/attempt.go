@@ -2,6 +2,7 @@ package journal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -88,6 +89,31 @@ func (j *Journal) attempts(r pebble.Reader, id uint64) ([]Attempt, error) {
 		return nil, fmt.Errorf("attempts of execution %d: %w", id, err)
 	}
 	return list, nil
+}
+
+// Attempt returns the nth attempt of an execution, from 1, or an error that wraps
+// ErrNotFound. It is as kept: a request that has SentPayload set comes without its body.
+func (j *Journal) Attempt(id uint64, n int) (Attempt, error) {
+	if err := j.enter(); err != nil {
+		return Attempt{}, err
+	}
+	defer j.leave()
+	bk := j.buckets.Load().of(id)
+	if bk == nil {
+		return Attempt{}, fmt.Errorf("execution %d: %w", id, ErrNotFound)
+	}
+	v, err := getCopy(j.db, appendAttemptKey(nil, bk.number, id, n))
+	if errors.Is(err, pebble.ErrNotFound) {
+		err = ErrNotFound
+	}
+	var a Attempt
+	if err == nil {
+		a, err = decodeAttempt(n, v)
+	}
+	if err != nil {
+		return Attempt{}, fmt.Errorf("attempt %d of execution %d: %w", n, id, err)
+	}
+	return a, nil
 }
 
 // fillPayload gives the attempts of an execution the bodies that were not kept.

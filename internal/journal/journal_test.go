@@ -228,6 +228,18 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, "attempts", as, []Attempt{first, second})
+	for i, a := range as {
+		got, err := j.Attempt(1, i+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "an attempt", got, a)
+	}
+	for _, no := range [][2]int{{1, 3}, {9, 1}} {
+		if _, err := j.Attempt(uint64(no[0]), no[1]); !errors.Is(err, ErrNotFound) {
+			t.Errorf("attempt %d of execution %d: %v", no[1], no[0], err)
+		}
+	}
 	if _, err := j.Record(t.Context(), Outcome{Execution: 1, Status: Pending}); !errors.Is(err, ErrFinal) {
 		t.Fatalf("record of a final execution: %v", err)
 	}

@@ -39,6 +39,10 @@ func arrows() []arrow {
 			from: "internal/backoff", to: []string{"internal/..."},
 			reason: "a schedule is a function of its arguments",
 		},
+		{
+			from: "internal/steady", to: []string{"internal/..."},
+			reason: "a clock depends on nobody",
+		},
 		{from: "internal/wal", to: io(), reason: "decoding is a function of bytes, so that it can be fuzzed and replayed"},
 		{from: "internal/event", to: io(), reason: "an event is a value"},
 		{from: "internal/expr", to: io(), reason: "a condition is a function of a row"},
@@ -126,7 +130,7 @@ func arrows() []arrow {
 func pure() map[string]bool {
 	return map[string]bool{
 		"internal/wal": true, "internal/event": true, "internal/expr": true, "internal/billing": true,
-		"internal/backoff": true, "config": true,
+		"internal/backoff": true, "internal/steady": true, "config": true,
 	}
 }
 
