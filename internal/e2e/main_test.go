@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 // TestMain builds the program once; its path is in BILLHOOK_E2E_BIN. The tests
@@ -25,6 +27,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy tells every crumb that it carries
 	os.Exit(buildAndRun(m))
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,9 +19,10 @@ import (
 // TestSoak has traffic go on while everything around Billhook fails, one thing after
 // another in random order: the receiver refuses, hangs, talks nonsense, breaks
 // connections, is slow, is away; scripts fail; Billhook is killed and stopped, the
-// server crashes, the network is cut, stalls and swallows, the disk is full, a handler
-// is disabled, its file is wrong. After each round handlers must have got what the
-// ledger says, each account in order, and nothing but repetitions under an equal id.
+// server crashes, the network to either is cut, stalls, swallows, resets and is slow, the
+// disk is full, the clock is set, a handler is disabled, its file is wrong. After each
+// round handlers must have got what the ledger says, each account in order, and nothing
+// but repetitions under an equal id.
 //
 // While the receiver is down, those who do not depend on it get theirs, and the
 // database keeps no WAL for it.
@@ -44,14 +44,10 @@ func TestSoak(t *testing.T) {
 
 	pg := pgtest.Start(t, nil)
 	b := newBench(t, pgtest.NewDatabaseOn(t, pg), 50)
-	wire := pgtest.NewProxy(t, pg.Port())
-	_, port, err := net.SplitHostPort(wire.Address)
-	if err != nil {
-		t.Fatal(err)
-	}
 	r, o, s := newReceiver(t), newReceiver(t), newScript(t)
+	toDatabase, toReceiver := newWire(t, local(pg.Port())), newWire(t, r.address)
 	disk, isSmall := smallDisk(t)
-	in := install(t, b.role()+"&port="+port, benchYAML(b.db.Name), "")
+	in := install(t, b.role()+"&port="+toDatabase.port(), benchYAML(b.db.Name), "")
 	in.journal = filepath.Join(disk, "journal")
 	for i, v := range in.env {
 		if strings.HasPrefix(v, "JOURNAL=") {
@@ -67,8 +63,9 @@ handlers:
   - {id: 1, name: Tell the CRM, event: "clients.*", priority: 2, blocking: false, status: %s, timeout: 300ms, breaker: {failures: 3, pause: 50ms, max: 200ms}, http: {url: %q}}
   - {id: 2, name: Tell the switch, event: "clients.*", priority: 1, retry: {attempts: 10000}, script: {path: %q}}
   - {id: 3, name: Tell the mailer, event: "clients.*", priority: 1, http: {url: %q}}
-`, status, r.url, s.path, o.url)
+`, status, "http://"+toReceiver.address(), s.path, o.url)
 	}
+	clock := withClock(t, in)
 	write(t, in.handlers, file("enabled"))
 	in.start()
 	in.waitReady()
@@ -98,6 +95,13 @@ handlers:
 		}
 	}
 	back := func() { r.mode.Store(answering) }
+	unwell := func(w *wire, how []toxic, low, high int) func() {
+		return func() {
+			w.ill(how...)
+			pause(t, between(low, high))
+			w.heal()
+		}
+	}
 	faults := map[string]func(){
 		"refuse":   outage(func() { r.failing.Store(100) }, func() { r.failing.Store(0) }),
 		"hang":     outage(func() { r.mode.Store(hanging) }, back),
@@ -129,17 +133,32 @@ handlers:
 				t.Fatal(err)
 			}
 		},
-		"cut": func() { wire.Cut() },
-		"stall": func() {
-			wire.Stall()
-			pause(t, between(100, 1500))
-			wire.Flow()
+		"cut": func() {
+			toDatabase.down()
+			pause(t, between(0, 500))
+			toDatabase.up()
 		},
-		"hole": func() {
-			wire.Hole()
-			pause(t, between(50, 500))
-			wire.Cut()
-			wire.Heal()
+		"stall":      unwell(toDatabase, stalled, 100, 1500),
+		"hole":       unwell(toDatabase, swallowing, 50, 500),
+		"slow":       unwell(toDatabase, slow, 1000, 3000),
+		"http cut":   outage(toReceiver.down, toReceiver.up),
+		"http hole":  outage(func() { toReceiver.ill(swallowing...) }, toReceiver.heal),
+		"http reset": outage(func() { toReceiver.ill(resetting...) }, toReceiver.heal),
+		"http slow":  unwell(toReceiver, slow, 500, 2000),
+		// The clock is set while a receiver is down: what waits for it must not wait for
+		// longer. Now and then between two lives.
+		"clock": func() {
+			outage(func() { r.failing.Store(100) }, func() {
+				set := time.Duration(chance.IntN(96)-48) * time.Hour
+				if chance.IntN(3) == 0 {
+					in.kill()
+					clock.wrong(set)
+					in.start()
+				} else {
+					clock.wrong(set)
+				}
+				r.failing.Store(0)
+			})()
 		},
 		"disable": func() {
 			in.waitReady()
@@ -189,7 +208,7 @@ handlers:
 		chance.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 		for _, name := range names {
 			pause(t, between(100, 700))
-			if strings.Contains("refuse hang nonsense away", name) {
+			if strings.Contains("refuse hang nonsense away clock", name) || strings.HasPrefix(name, "http") {
 				in.waitReady()
 			}
 			faults[name]()
@@ -212,11 +231,10 @@ handlers:
 		}
 		var expected map[int][]expectation
 		expected, n = b.expected()
-		toReceiver := r.all(t)
-		check(t, "receiver", expected, toReceiver, mayRepeat)
+		check(t, "receiver", expected, r.all(t), mayRepeat)
 		check(t, "mailer", expected, o.all(t), mayRepeat)
 		check(t, "script", expected, s.all(t), mayRepeat)
-		sameIDs(t, toReceiver, o.all(t))
+		sameIDs(t, r.all(t), o.all(t))
 		if t.Failed() {
 			break
 		}

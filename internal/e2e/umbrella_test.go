@@ -91,17 +91,19 @@ handlers: [{id: 1, name: All, event: "*", http: {url: %q}}]
 			pause(t, between(0, 300))
 			in.start()
 		},
-		"cut": func() { u.wire.Cut() },
+		"cut": func() {
+			u.wire.down()
+			u.wire.up()
+		},
 		"stall": func() {
-			u.wire.Stall()
+			u.wire.ill(stalled...)
 			pause(t, between(100, 1500))
-			u.wire.Flow()
+			u.wire.heal()
 		},
 		"hole": func() {
-			u.wire.Hole()
+			u.wire.ill(swallowing...)
 			pause(t, between(50, 500))
-			u.wire.Cut()
-			u.wire.Heal()
+			u.wire.heal()
 		},
 		"crash":   func() { u.restart(t, cluster.Immediate) },
 		"restart": func() { u.restart(t, cluster.Fast) },
@@ -231,7 +233,7 @@ type upstream struct {
 
 	db           *pgtest.Database // on the primary of now
 	front, wired *pgtest.Database // the same wherever it is
-	wire         *pgtest.Proxy
+	wire         *wire
 	ahead        *pgtest.Proxy
 }
 
@@ -255,15 +257,15 @@ func newUpstream(t *testing.T) *upstream {
 			t.Fatal(err)
 		}
 	}
-	u.ahead, u.wire = pgtest.NewProxy(t, u.pg.Port()), pgtest.NewProxy(t, u.pg.Port())
-	behind := func(p *pgtest.Proxy) *pgtest.Database {
-		_, port, err := net.SplitHostPort(p.Address)
-		if err != nil {
-			t.Fatal(err)
-		}
+	u.ahead, u.wire = pgtest.NewProxy(t, u.pg.Port()), newWire(t, local(u.pg.Port()))
+	_, ahead, err := net.SplitHostPort(u.ahead.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind := func(port string) *pgtest.Database {
 		return &pgtest.Database{Cluster: u.pg, Name: u.db.Name, DSN: u.db.DSN + "&port=" + port}
 	}
-	u.front, u.wired = behind(u.ahead), behind(u.wire)
+	u.front, u.wired = behind(ahead), behind(u.wire.port())
 	return u
 }
 
@@ -302,10 +304,9 @@ func (u *upstream) failOver(t *testing.T, slot string) {
 	}
 	u.standby.Promote(t)
 	u.db, u.promoted = there, true
-	for _, p := range []*pgtest.Proxy{u.ahead, u.wire} {
-		p.Point(u.standby.Port())
-		p.Cut()
-	}
+	u.ahead.Point(u.standby.Port())
+	u.ahead.Cut()
+	u.wire.point(local(u.standby.Port()))
 }
 
 // pruner has the server forget what the slot does not need, whenever the slot has

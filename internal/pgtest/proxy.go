@@ -20,8 +20,8 @@ const (
 	Ask                 // pass it on, then ask a client that replicates for a status update
 )
 
-// Proxy stands between a client and a server and can break in several ways. It
-// ends with its test.
+// Proxy stands between a client and a server, knows what they say to each other, and
+// can break at what it hears. It ends with its test.
 type Proxy struct {
 	Address string // where it listens
 
@@ -29,7 +29,6 @@ type Proxy struct {
 	target  string
 	conns   []net.Conn
 	holed   chan struct{} // closed while connections of before carry nothing any more
-	open    chan struct{} // closed while connections carry what they should; see Stall
 	filter  func(kind byte, body []byte) Verdict
 	observe func(kind byte, body []byte)
 	closed  bool
@@ -42,8 +41,7 @@ func NewProxy(t testing.TB, port int) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Address: l.Addr().String(), holed: make(chan struct{}), open: make(chan struct{})}
-	close(p.open)
+	p := &Proxy{Address: l.Addr().String(), holed: make(chan struct{})}
 	p.Point(port)
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -70,16 +68,16 @@ func NewProxy(t testing.TB, port int) *Proxy {
 			p.mu.Unlock()
 			all.Go(func() {
 				if observe != nil {
-					p.overhear(s, c, hole, observe)
+					overhear(s, c, hole, observe)
 				} else {
-					p.pipe(s, c, hole)
+					pipe(s, c, hole)
 				}
 			})
 			all.Go(func() {
 				if filter != nil {
-					p.sift(c, s, hole, filter)
+					sift(c, s, hole, filter)
 				} else {
-					p.pipe(c, s, hole)
+					pipe(c, s, hole)
 				}
 			})
 		}
@@ -90,7 +88,6 @@ func NewProxy(t testing.TB, port int) *Proxy {
 		p.closed = true
 		p.mu.Unlock()
 		p.Cut()
-		p.Flow()
 		all.Wait()
 	})
 	return p
@@ -121,24 +118,6 @@ func (p *Proxy) Observe(f func(kind byte, body []byte)) {
 	p.observe = f
 }
 
-// Stall makes connections carry nothing until Flow; what is sent waits.
-func (p *Proxy) Stall() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.open = make(chan struct{})
-}
-
-// Flow ends a stall.
-func (p *Proxy) Flow() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case <-p.open:
-	default:
-		close(p.open)
-	}
-}
-
 // Cut closes all connections.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
@@ -163,12 +142,8 @@ func (p *Proxy) Heal() {
 	p.holed = make(chan struct{})
 }
 
-// swallowed waits while the proxy stalls and reports whether the hole has opened.
-func (p *Proxy) swallowed(hole <-chan struct{}) bool {
-	p.mu.Lock()
-	open := p.open
-	p.mu.Unlock()
-	<-open
+// swallowed reports whether the hole has opened.
+func swallowed(hole <-chan struct{}) bool {
 	select {
 	case <-hole:
 		return true
@@ -179,11 +154,11 @@ func (p *Proxy) swallowed(hole <-chan struct{}) bool {
 
 // pipe copies until an end closes. Once the hole is open it swallows all, and says
 // nothing even of an end.
-func (p *Proxy) pipe(to, from net.Conn, hole <-chan struct{}) {
+func pipe(to, from net.Conn, hole <-chan struct{}) {
 	b := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(b)
-		if p.swallowed(hole) {
+		if swallowed(hole) {
 			if err == nil {
 				continue
 			}
@@ -203,11 +178,11 @@ func (p *Proxy) pipe(to, from net.Conn, hole <-chan struct{}) {
 }
 
 // sift is pipe for a server's messages, which pass as the filter has it.
-func (p *Proxy) sift(to, from net.Conn, hole <-chan struct{}, filter func(byte, []byte) Verdict) {
+func sift(to, from net.Conn, hole <-chan struct{}, filter func(byte, []byte) Verdict) {
 	ask := []byte{0: 'd', 4: 4 + 18, 5: 'k', 22: 1} // a keepalive that wants a reply
 	for {
 		whole, err := readWhole(from, 5)
-		if p.swallowed(hole) {
+		if swallowed(hole) {
 			if err == nil {
 				continue
 			}
@@ -241,10 +216,10 @@ func (p *Proxy) sift(to, from net.Conn, hole <-chan struct{}, filter func(byte, 
 }
 
 // overhear is pipe for a client's messages, of which f is told.
-func (p *Proxy) overhear(to, from net.Conn, hole <-chan struct{}, f func(byte, []byte)) {
+func overhear(to, from net.Conn, hole <-chan struct{}, f func(byte, []byte)) {
 	for head := 4; ; head = 5 { // the first has no kind
 		whole, err := readWhole(from, head)
-		if p.swallowed(hole) {
+		if swallowed(hole) {
 			if err == nil {
 				continue
 			}
