@@ -61,8 +61,8 @@ func wrongNow() (sec int64, nsec int32, mono int64) {
 // where somebody sets the clock of a machine. The machine's own is not ours to set, and
 // nothing can be put between a static program and it: so package time is another one.
 var buildClocked = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp(filepath.Dir(os.Getenv("BILLHOOK_E2E_BIN")), "clock-")
-	if err != nil {
+	dir := filepath.Join(programs, "clock")
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", err
 	}
 	root, err := exec.Command("go", "env", "GOROOT").Output()
@@ -103,7 +103,6 @@ var buildClocked = sync.OnceValues(func() (string, error) {
 type wallClock struct {
 	t    testing.TB
 	file *os.File
-	set  time.Duration
 }
 
 // withClock gives an instance that does not run a clock that can be set.
@@ -120,7 +119,7 @@ func withClock(t testing.TB, in *instance) *wallClock {
 	t.Cleanup(func() { f.Close() })
 	in.bin = bin
 	in.env = append(in.env, clockVariable+"="+f.Name())
-	c := &wallClock{t: t, file: f}
+	c := &wallClock{t, f}
 	c.wrong(0)
 	return c
 }
@@ -131,7 +130,6 @@ func (c *wallClock) wrong(by time.Duration) {
 	if _, err := c.file.WriteAt(binary.NativeEndian.AppendUint64(nil, uint64(int64(by/time.Second))), 0); err != nil {
 		c.t.Fatal(err)
 	}
-	c.set = by
 }
 
 // TestClock sets the clock of the machine on which Billhook runs, back and forward, while

@@ -31,17 +31,20 @@ func TestMain(m *testing.M) {
 	os.Exit(buildAndRun(m))
 }
 
+// programs is the folder for what is built. It goes with the test run.
+var programs string
+
 func buildAndRun(m *testing.M) int {
-	if os.Getenv("BILLHOOK_E2E_BIN") != "" {
-		return m.Run()
-	}
-	dir, err := os.MkdirTemp("", "billhook-e2e-")
-	if err != nil {
+	var err error
+	if programs, err = os.MkdirTemp("", "billhook-e2e-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
-	bin := filepath.Join(dir, "billhook")
+	defer os.RemoveAll(programs)
+	if os.Getenv("BILLHOOK_E2E_BIN") != "" {
+		return m.Run()
+	}
+	bin := filepath.Join(programs, "billhook")
 	if err := buildProgram(bin); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -53,9 +56,10 @@ func buildAndRun(m *testing.M) int {
 	return m.Run()
 }
 
-// buildProgram builds the program, with flags of go build, at a path.
+// buildProgram builds the program, with flags of go build, at a path. It is built as make
+// build does, so that what that has compiled is not compiled again.
 func buildProgram(path string, flags ...string) error {
-	args := append([]string{"build", "-o", path}, flags...)
+	args := append([]string{"build", "-trimpath", "-o", path}, flags...)
 	cgo := "CGO_ENABLED=0"
 	if os.Getenv("BILLHOOK_E2E_RACE") != "" {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
