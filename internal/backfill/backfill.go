@@ -16,8 +16,9 @@
 //	  ▲                                                      │ touched: read again
 //	  └──────────────────────────────────────────────────────┘
 //
-// The first mark makes sure that every transaction that the stream told of before is
-// seen by the moment; the second that every one the moment saw has been told.
+// The first mark gives the transactions that the stream told of before Track the time to
+// be seen by the moment, and if one of them is not all the same, the chunk is read again;
+// the second makes sure that every one the moment saw has been told.
 //
 // Start with New, Backfills.Run and Backfills.Start.
 package backfill
@@ -139,11 +140,13 @@ const (
 	// rests, so that it never fills the journal faster than they are done.
 	maxPending   = 10_000
 	pendingPause = 500 * time.Millisecond
-	maxRetry     = time.Minute
-	maxEnded     = 100 // ended ones are kept
-	maxSamples   = 10
-	maxWhere     = 4096
-	maxRate      = 1e6
+	// behindPause is how long it waits before it reads again what others do not see yet.
+	behindPause = 100 * time.Millisecond
+	maxRetry    = time.Minute
+	maxEnded    = 100 // ended ones are kept
+	maxSamples  = 10
+	maxWhere    = 4096
+	maxRate     = 1e6
 )
 
 // key is where a backfill stands in memory, and prefix where all do. No row's key

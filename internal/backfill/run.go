@@ -276,10 +276,10 @@ func (w *work) chunk(ctx context.Context) (done bool, err error) {
 	}
 	if dry {
 		// Nothing is written that was not there: progress is, so that it shows.
-		err = w.o.Intake.Write(ctx, func(o intake.Outside) error { return w.add(o, read, events, nil) })
+		err = w.o.Intake.Write(ctx, func(o intake.Outside) error { return w.add(o, &read, events, nil) })
 	} else {
 		err = w.o.Intake.AtMark(ctx, w.reader, func(o intake.Outside) error {
-			return w.add(o, read, events, func(t *told) error { return o.Add(t.e, t.plan) })
+			return w.add(o, &read, events, func(t *told) error { return o.Add(t.e, t.plan) })
 		})
 	}
 	if err != nil {
@@ -289,6 +289,15 @@ func (w *work) chunk(ctx context.Context) (done bool, err error) {
 		return false, cause
 	}
 	w.count()
+	if read.behind {
+		// Until others see it there is nothing to do.
+		select {
+		case <-time.After(behindPause):
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+		return false, nil
+	}
 	executions := 0
 	for _, t := range events {
 		executions += len(t.plan)
@@ -314,6 +323,8 @@ type readRows struct {
 	end   bool
 	own   [][]string // keys of all of them
 	all   []billing.Rows
+
+	behind bool // add has found that it must all be read again
 }
 
 func (w *work) read(ctx context.Context, after []string, again [][]string, end bool) (r readRows, err error) {
@@ -392,15 +403,30 @@ func (w *work) derive(r readRows) ([]told, error) {
 	return out, err
 }
 
+// behindWhy is what a backfill waits for whose read is behind, see intake.Outside.Behind.
+const behindWhy = "waits for a transaction that has committed and that other sessions do not see yet; with synchronous replication, for its standby"
+
 // add tells of a chunk's rows, but for those that were touched since they were read,
-// and writes the progress down. tell is nil when nobody is to be told. It runs in
+// and writes the progress down. When the read is behind what was told, none is told. tell is nil when nobody is to be told. It runs in
 // intake's goroutine.
-func (w *work) add(o intake.Outside, r readRows, events []told, tell func(*told) error) error {
+func (w *work) add(o intake.Outside, r *readRows, events []told, tell func(*told) error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.s
 	if s.Status.State.Ended() {
 		return nil // cancelled meanwhile
+	}
+	r.behind = tell != nil && o.Behind(r.sight)
+	switch {
+	case r.behind && s.Status.Why == "":
+		s.Status.Why = behindWhy
+	case !r.behind && s.Status.Why == behindWhy:
+		s.Status.Why = ""
+	}
+	if r.behind {
+		s.Status.Rows += r.rows
+		s.After, s.Again, s.End = r.after, r.own, r.end
+		return w.put(o, s)
 	}
 	var again [][]string
 	touched := map[string]bool{}

@@ -272,6 +272,72 @@ handlers:
 	in.stop()
 }
 
+// TestBackfillUnseen: a transaction has committed, the stream has told of it, and nobody
+// else sees it yet, as it is for a moment with any and for longer where a standby must
+// confirm. A backfill that reads what was there before must not tell that after it.
+func TestBackfillUnseen(t *testing.T) {
+	t.Parallel()
+	pg := pgtest.Start(t, map[string]string{"synchronous_standby_names": "nobody", "synchronous_commit": "local"})
+	db := pgtest.NewDatabaseOn(t, pg, backfillSQL, "ALTER TABLE clients REPLICA IDENTITY FULL",
+		"INSERT INTO clients SELECT i, 'old', 'active', 0 FROM generate_series(1, 3) i")
+	r := newReceiver(t)
+	in := install(t, db.DSN, fmt.Sprintf(backfillYAML, db.Name), fmt.Sprintf(`version: 1
+handlers:
+  - {id: 1, name: All, event: "*", http: {url: %q}}
+`, r.url))
+	in.start()
+	in.waitReady()
+	ctx, stop := context.WithCancel(t.Context())
+	var commits sync.WaitGroup
+	defer commits.Wait()
+	defer stop()
+	conn := db.Connect(t)
+	commits.Go(func() {
+		if _, err := conn.Exec(ctx, "SET synchronous_commit = on; UPDATE clients SET name = 'new' WHERE id = 2"); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, 20*time.Second, func() string {
+		if n := len(r.all(t)); n != 1 {
+			return fmt.Sprintf("%d came", n)
+		}
+		return ""
+	})
+	if name := pgtest.Value[string](t, db, "SELECT name FROM clients WHERE id = 2"); name != "old" {
+		t.Errorf("others see %q already: this proves nothing", name)
+	}
+	in.says(0, "", "backfill", "--event", "clients.create", "--handler", "1", "--rate", "0", "--detach")
+	eventually(t, 20*time.Second, func() string {
+		if out, _, _ := in.ask("backfill", "show", "1"); !strings.Contains(out, "do not see yet") {
+			return out
+		}
+		return ""
+	})
+	if err := pg.Set(map[string]string{"synchronous_standby_names": ""}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() string {
+		if out, _, _ := in.ask("backfill", "show", "1"); !strings.Contains(out, "done") || strings.Contains(out, "do not see yet") {
+			return out
+		}
+		return ""
+	})
+	(&bench{t, db}).caughtUp(in, time.Minute)
+	var came []string
+	for _, a := range r.all(t) {
+		var p struct{ Data struct{ Name string } }
+		if err := json.Unmarshal([]byte(a.body), &p); err != nil {
+			t.Fatal(err)
+		}
+		came = append(came, a.typ+" "+a.object+" "+p.Data.Name)
+	}
+	slices.Sort(came)
+	if want := []string{"clients.create 1 old", "clients.create 2 new", "clients.create 3 old", "clients.update 2 new"}; !slices.Equal(came, want) {
+		t.Errorf("%q, want %q", came, want)
+	}
+	in.stop()
+}
+
 // TestBackfillCommand is what an operator sees of it.
 func TestBackfillCommand(t *testing.T) {
 	t.Parallel()

@@ -96,7 +96,8 @@ type Intake struct {
 	promised []chan error // of what outsiders have added to batch
 	flying   []chan error // of what they have added to the commit under way
 	tracked  *touched     // nil: nobody asks
-	xid      uint32       // of the open transaction
+	shown    shown
+	xid      uint32 // of the open transaction
 
 	inFlight bool        // a commit is on its way to the disk
 	done     chan synced // gets its end
@@ -519,6 +520,7 @@ func (in *Intake) message(m *wal.Message) error {
 		in.open = true
 		in.changes = 0
 		in.xid = m.Begin.XID
+		in.shown.add(m.Begin)
 		in.skipping = m.Begin.CommitLSN <= in.position.CommitLSN
 		if in.skipping {
 			in.metrics.repeated.Inc()

@@ -28,7 +28,7 @@ func (o Outside) SetMemory(key, value []byte) { o.in.batch.SetMemory(key, value)
 func (o Outside) DeleteMemory(key []byte) { o.in.batch.DeleteMemory(key) }
 
 // Touched reports whether a transaction that sight does not see has touched a row
-// since Track. row is named as billing.Deriver.Touches does it.
+// since Track; see Behind for those before. row is named as billing.Deriver.Touches does it.
 func (o Outside) Touched(row []byte, sight snapshot.Sight) bool {
 	t := o.in.tracked
 	unseen := func(xid uint32) bool { return !sight.Sees(xid) }
@@ -45,9 +45,54 @@ func (o Outside) Touched(row []byte, sight snapshot.Sight) bool {
 	return false
 }
 
+// Behind reports whether sight does not see a transaction that was derived before Track
+// began, so that nobody has noted which rows it touched. The stream shows a transaction
+// as soon as its commit is on the disk, and other sessions see it a moment later: when
+// the one that commits goes on, and where a standby must confirm, when it has.
+func (o Outside) Behind(sight snapshot.Sight) bool {
+	s := &o.in.shown
+	if s.count == 0 {
+		return false
+	}
+	last := s.ring[(s.count-1)%shownMost]
+	for n := s.count - min(s.count, shownMost); n < o.in.tracked.before; n++ {
+		if x := s.ring[n%shownMost]; last.commit-x.commit < shownAge && !sight.Sees(x.xid) {
+			return true
+		}
+	}
+	return false
+}
+
+// shown are the last transactions that the stream has shown.
+type shown struct {
+	ring  []shownTransaction // shownMost of them
+	count uint64             // of all; the nth is at n%shownMost
+}
+
+type shownTransaction struct {
+	xid    uint32
+	commit int64 // Unix seconds
+}
+
+// One that takes longer to be seen than so many others after it, or than so long, is not
+// looked for: after some time its xid is that of another.
+const (
+	shownMost = 1 << 14
+	shownAge  = 3600 // seconds
+)
+
+func (s *shown) add(b wal.Begin) {
+	if s.ring == nil {
+		s.ring = make([]shownTransaction, shownMost)
+	}
+	s.ring[s.count%shownMost] = shownTransaction{b.XID, b.CommitTime.Unix()}
+	s.count++
+}
+
 // touched is what the stream has said of an entity's rows since Track.
 type touched struct {
 	entity string
+	before uint64              // shown.count when it began
 	rows   map[string][]uint32 // the transactions that touched a row
 	all    map[uint32]bool     // transactions that may have touched any row
 }
@@ -60,7 +105,7 @@ const maxTouched = 100_000
 // tracking already. Untrack ends it.
 func (in *Intake) Track(ctx context.Context, entity string) error {
 	return in.do(ctx, func() error {
-		in.tracked = &touched{entity: entity, rows: map[string][]uint32{}, all: map[uint32]bool{}}
+		in.tracked = &touched{entity: entity, before: in.shown.count, rows: map[string][]uint32{}, all: map[uint32]bool{}}
 		return nil
 	})
 }

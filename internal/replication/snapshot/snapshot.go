@@ -319,6 +319,7 @@ func (r *Reader) End(ctx context.Context) error {
 
 // Sight says which transactions a snapshot sees.
 type Sight struct {
+	xmin   uint64   // all below are seen
 	xmax   uint64   // none from here on is seen
 	active []uint64 // nor these
 }
@@ -330,6 +331,9 @@ func parseSight(text string) (s Sight, err error) {
 		return Sight{}, fmt.Errorf("read the snapshot %q: want xmin:xmax:xip_list", text)
 	}
 	if len(parts) != 3 {
+		return bad()
+	}
+	if s.xmin, err = strconv.ParseUint(parts[0], 10, 64); err != nil {
 		return bad()
 	}
 	if s.xmax, err = strconv.ParseUint(parts[1], 10, 64); err != nil {
@@ -351,7 +355,10 @@ func parseSight(text string) (s Sight, err error) {
 // Sees reports whether the snapshot sees a transaction that has committed. xid is its
 // id as the stream has it, without the epoch.
 func (s Sight) Sees(xid uint32) bool {
-	if int32(xid-uint32(s.xmax)) >= 0 {
+	switch {
+	case int32(xid-uint32(s.xmin)) < 0:
+		return true
+	case int32(xid-uint32(s.xmax)) >= 0:
 		return false
 	}
 	return !slices.ContainsFunc(s.active, func(a uint64) bool { return uint32(a) == xid })
