@@ -289,23 +289,17 @@ func (w *work) chunk(ctx context.Context) (done bool, err error) {
 		return false, cause
 	}
 	w.count()
+	w.metrics.rows.Add(float64(read.rows))
+	w.metrics.executions.Add(float64(read.executions))
 	if read.behind {
-		// Until others see it there is nothing to do.
 		select {
 		case <-time.After(behindPause):
 		case <-ctx.Done():
 			return false, context.Cause(ctx)
 		}
-		return false, nil
 	}
-	executions := 0
-	for _, t := range events {
-		executions += len(t.plan)
-	}
-	w.metrics.rows.Add(float64(read.rows))
-	w.metrics.executions.Add(float64(executions))
-	if executions > 0 && w.limiter.Limit() != rate.Inf {
-		if err := w.limiter.WaitN(ctx, min(executions, w.limiter.Burst())); err != nil {
+	if read.executions > 0 && w.limiter.Limit() != rate.Inf {
+		if err := w.limiter.WaitN(ctx, min(read.executions, w.limiter.Burst())); err != nil {
 			return false, err
 		}
 	}
@@ -324,7 +318,9 @@ type readRows struct {
 	own   [][]string // keys of all of them
 	all   []billing.Rows
 
-	behind bool // add has found that it must all be read again
+	// What add has made of them.
+	executions int
+	behind     bool // all must be read again
 }
 
 func (w *work) read(ctx context.Context, after []string, again [][]string, end bool) (r readRows, err error) {
@@ -407,8 +403,8 @@ func (w *work) derive(r readRows) ([]told, error) {
 const behindWhy = "waits for a transaction that has committed and that other sessions do not see yet; with synchronous replication, for its standby"
 
 // add tells of a chunk's rows, but for those that were touched since they were read,
-// and writes the progress down. When the read is behind what was told, none is told. tell is nil when nobody is to be told. It runs in
-// intake's goroutine.
+// and writes the progress down. When the read is behind what was told, it tells of none.
+// tell is nil when nobody is to be told. It runs in intake's goroutine.
 func (w *work) add(o intake.Outside, r *readRows, events []told, tell func(*told) error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -416,21 +412,17 @@ func (w *work) add(o intake.Outside, r *readRows, events []told, tell func(*told
 	if s.Status.State.Ended() {
 		return nil // cancelled meanwhile
 	}
-	r.behind = tell != nil && o.Behind(r.sight)
-	switch {
-	case r.behind && s.Status.Why == "":
-		s.Status.Why = behindWhy
-	case !r.behind && s.Status.Why == behindWhy:
-		s.Status.Why = ""
-	}
-	if r.behind {
-		s.Status.Rows += r.rows
-		s.After, s.Again, s.End = r.after, r.own, r.end
-		return w.put(o, s)
-	}
 	var again [][]string
 	touched := map[string]bool{}
-	if tell != nil {
+	if s.Status.Why == behindWhy {
+		s.Status.Why = ""
+	}
+	switch {
+	case tell == nil:
+	case o.Behind(r.sight):
+		r.behind, again, events = true, r.own, nil
+		s.Status.Why = behindWhy
+	default:
 		for _, key := range r.own {
 			name := w.deriver.RowName(s.Status.Entity, key)
 			if o.Touched([]byte(name), r.sight) {
@@ -451,6 +443,7 @@ func (w *work) add(o intake.Outside, r *readRows, events []told, tell func(*told
 		}
 		s.Status.Told[t.e.Type]++
 		s.Status.Executions += int64(len(t.plan))
+		r.executions += len(t.plan)
 		if len(s.Status.Samples) < maxSamples && !slices.Contains(s.Status.Samples, t.e.Object) {
 			s.Status.Samples = append(s.Status.Samples, t.e.Object)
 		}

@@ -19,8 +19,8 @@
 //
 // Start with instance_test.go (the program as a process), ledger_test.go (what is
 // expected) and compare_test.go (what counts as a difference). What lies between the
-// program and others, and may be unwell, is in wire_test.go, its clock in clock_test.go. Scripts of what
-// people get wrong are in testdata/script at the top; statements and the events
-// that they make, for each preset, in testdata/presets; payloads in every format in
-// testdata/payloads.
+// program and others, and may be unwell, is in wire_test.go, its clock in clock_test.go.
+// Scripts of what people get wrong are in testdata/script at the top; statements and the
+// events that they make, for each preset, in testdata/presets; payloads in every format
+// in testdata/payloads.
 package e2e
